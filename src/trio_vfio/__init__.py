@@ -1,0 +1,39 @@
+"""Save, transfer and load the migration state of VFIO devices, with Trio.
+
+Wire-compatible with QEMU's multifd device state transfer.
+"""
+
+# General layout, the way the bytes go:
+#
+# _link      connections: addresses, sockets, reading into memory
+# _wire      bytes to packets and back; no I/O (S.. in its comments: see there)
+# _receive   packets to devices: one task per connection, one per device
+# _device    the devices: the only place with file descriptors and threads
+# _capture   recorded migrations
+# _cli       the command
+# testing    for tests of what is built on this
+
+from __future__ import annotations
+
+from ._deadlines import Deadlines as Deadlines
+from ._device._port import StateSink as StateSink
+from ._errors import (
+    ConnectionLost as ConnectionLost,
+    DeadlineExceeded as DeadlineExceeded,
+    DeviceError as DeviceError,
+    MigrationFailed as MigrationFailed,
+    PeerProtocolError as PeerProtocolError,
+    TrioVfioError as TrioVfioError,
+)
+from ._receive._incoming import (
+    Incoming as Incoming,
+    open_incoming as open_incoming,
+)
+from ._receive._progress import DeviceProgress as DeviceProgress
+from ._result import (
+    ChannelResult as ChannelResult,
+    DeviceResult as DeviceResult,
+    DeviceState as DeviceState,
+    MigrationResult as MigrationResult,
+    SessionState as SessionState,
+)

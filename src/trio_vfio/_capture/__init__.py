@@ -1,0 +1,1 @@
+"""Captures: migrations that were written down, one file for each connection."""

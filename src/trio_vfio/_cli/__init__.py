@@ -1,0 +1,1 @@
+"""The command ``trio-vfio``: parses arguments, calls the library, shows results."""

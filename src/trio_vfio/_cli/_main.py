@@ -1,0 +1,83 @@
+"""The command's errors and its exit status.
+
+0 complete, 1 failed, 2 usage, 128 + signal if one ended it.
+"""
+
+from __future__ import annotations
+
+import signal
+import traceback
+from collections.abc import Sequence
+from typing import cast
+
+import click
+
+from .._errors import TrioVfioError, describe
+from ._demo import demo
+from ._inspect import inspect
+from ._options import traceback_option
+from ._plain import Settings, show_error
+from ._receive import receive
+from ._version import version
+
+
+@click.group(
+    no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@click.version_option(version(), message="%(prog)s %(version)s")
+@traceback_option
+def group() -> None:
+    """Receive the state of VFIO devices from a QEMU migration."""
+
+
+group.add_command(demo)
+group.add_command(receive)
+group.add_command(inspect)
+
+
+def run_command(arguments: Sequence[str] | None = None) -> int:
+    """Run the command, and return its exit status. Errors are lines on stderr.
+
+    Args:
+      arguments: without the name of the command; None: those of this process.
+    """
+    settings = Settings()
+    try:
+        return _run(arguments, settings)
+    except click.UsageError as error:
+        show_error(_usage(error))
+        return 2
+    except click.Abort:
+        return 128 + signal.SIGINT
+    except Exception as error:
+        for line in _lines(error):
+            show_error(line)
+        if settings.traceback:
+            traceback.print_exception(error)
+        return 1
+
+
+def _run(arguments: Sequence[str] | None, settings: Settings) -> int:
+    status = group.main(
+        arguments, prog_name="trio-vfio", standalone_mode=False, obj=settings
+    )
+    return int(status or 0)
+
+
+def _usage(error: click.UsageError) -> str:
+    message = " ".join(error.format_message().split())
+    if error.ctx is None:
+        return message
+    return f"{message.removesuffix('.')} (see {error.ctx.command_path} --help)"
+
+
+def _lines(error: Exception) -> list[str]:
+    """Return one line for each fault that *error* holds."""
+    if isinstance(error, ExceptionGroup):
+        faults = cast("ExceptionGroup[Exception]", error).exceptions
+        return [line for fault in faults for line in _lines(fault)]
+    if isinstance(error, TrioVfioError):
+        return [str(error)]
+    if isinstance(error, click.ClickException):
+        return [error.format_message()]
+    return [describe(error)]

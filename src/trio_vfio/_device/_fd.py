@@ -1,0 +1,101 @@
+"""A device that is a descriptor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import final
+
+import attrs
+import trio
+
+from ._worker import Worker
+from ._writing import write_buffers
+
+
+@final
+@attrs.define(eq=False)
+class FdDevice:
+    """A sink over a descriptor that takes bytes: a pipe, a socket, a memfd.
+
+    All data is written to *fd*, in order. The config blob is kept in `config`.
+
+    The descriptor stays the caller's: it must be open as long as the device is
+    used, and is not closed. From `begin` until `finish` or `abort` it is
+    non-blocking, and with it every duplicate of it, in other processes too.
+
+    Args:
+      fd: the descriptor, open for writing.
+      precopy: whether data comes before switchover; None if that is not known.
+    """
+
+    _fd: int = attrs.field(alias="fd")
+    precopy: bool | None = attrs.field(default=None, kw_only=True)
+    """Whether the device takes data before switchover; None if it cannot say."""
+
+    config: bytes | None = attrs.field(default=None, init=False)
+    """The config blob, once it has come."""
+    _worker: Worker = attrs.field(factory=Worker, init=False)
+    _was_blocking: bool = attrs.field(default=False, init=False)
+
+    async def begin(self) -> None:
+        """Make the descriptor non-blocking.
+
+        If this fails or is cancelled, nothing has changed.
+
+        Raises:
+          OSError: if it is no open descriptor.
+        """
+        await trio.lowlevel.checkpoint()
+        # A thread inside of a blocking write() could not be told to leave.
+        was_blocking = os.get_blocking(self._fd)
+        os.set_blocking(self._fd, False)
+        self._was_blocking = was_blocking
+
+    async def write(self, buffers: Iterator[memoryview]) -> None:
+        """Write all of *buffers*, in a worker thread.
+
+        If this fails, is cancelled or aborted, what was written stays written:
+        every buffer before the last that was asked for, and a part of that one.
+
+        Raises:
+          OSError: if a write fails or accepts nothing; the text says how much of
+            the buffer was written. ECANCELED if the device was aborted.
+        """
+        await self._worker.run(write_buffers, self._fd, buffers, self._worker.check)
+
+    async def load_config(self, blob: bytes) -> None:
+        """Keep *blob* in `config`. If cancelled, it is not kept."""
+        await trio.lowlevel.checkpoint()
+        self.config = blob
+
+    async def finish(self) -> None:
+        """Make the descriptor blocking again, if it was.
+
+        If this fails or is cancelled, it is as `begin` left it.
+
+        Raises:
+          OSError: if the descriptor was closed.
+        """
+        await trio.lowlevel.checkpoint()
+        self._restore()
+
+    async def abort(self) -> None:
+        """End a write that is under way, and make the descriptor blocking again.
+
+        What was written cannot be taken back: whoever reads it has to be told
+        some other way. If cancelled, the write ends all the same, but the
+        descriptor may stay non-blocking.
+
+        Raises:
+          OSError: if the descriptor was closed.
+        """
+        self._worker.stop()
+        # Not before: the thread would be caught in its next write().
+        await self._worker.wait_idle()
+        self._restore()
+
+    def _restore(self) -> None:
+        if self._was_blocking:
+            os.set_blocking(self._fd, True)
+            self._was_blocking = False

@@ -1,0 +1,133 @@
+"""A directory that keeps all devices of one migration."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from pathlib import Path
+from typing import Final, final
+
+import attrs
+
+from .._errors import device_name
+from .._result import DeviceResult, MigrationResult
+from ._file import FileDevice
+from ._files import sync_directory, write_file
+from ._worker import Worker
+
+MANIFEST: Final = "manifest.json"
+
+# Cut off long before the 255 bytes that a file system takes, to leave room for
+# the hash and the suffixes.
+_MAX_SLUG: Final = 80
+_HASH_DIGITS: Final = 16
+
+
+def data_name(idstr: str, instance_id: int) -> str:
+    """Return the name of the file for the data of a device.
+
+    The source chose *idstr*, so it may hold separators and dots, and may differ
+    from another in its last byte only. The first part of the name is for people
+    to read; it is the hash that tells devices apart.
+    """
+    slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", idstr).strip("-.")[:_MAX_SLUG]
+    key = f"{idstr}\0{instance_id}".encode("utf-8", "surrogatepass")
+    digest = hashlib.sha256(key).hexdigest()[:_HASH_DIGITS]
+    return f"{slug or 'device'}-{digest}.data"
+
+
+@final
+@attrs.define(eq=False)
+class SnapshotDirectory:
+    """Keeps each device of a migration in files, and says in a manifest what they are.
+
+    It is a callable that makes devices, the form in which `open_incoming` takes
+    devices that it does not know; `write_manifest` completes the snapshot. One
+    object is for one migration.
+
+    The first device's `begin` makes the directory, if it is not there, with mode
+    0700, and removes the manifest of an earlier snapshot in it. So if there is
+    a manifest, it describes a whole snapshot. Data of an earlier one is replaced
+    device by device; files of devices that did not come again stay.
+    """
+
+    path: Path = attrs.field(converter=Path, on_setattr=attrs.setters.frozen)
+    """The directory."""
+
+    _devices: dict[str, FileDevice] = attrs.field(
+        factory=dict[str, FileDevice], init=False
+    )
+    # Devices begin in several threads at once.
+    _preparing: threading.Lock = attrs.field(factory=threading.Lock, init=False)
+    _prepared: bool = attrs.field(default=False, init=False)
+
+    def __call__(self, idstr: str, instance_id: int) -> FileDevice:
+        """Return the device that keeps the state of *idstr*. Does no I/O.
+
+        Raises:
+          ValueError: if it was asked for before.
+        """
+        name = data_name(idstr, instance_id)
+        if name in self._devices:
+            raise ValueError(
+                f"{device_name(idstr, instance_id)}: already in the snapshot {self.path}"
+            )
+        device = FileDevice(self.path / name, before_open=self._prepare)
+        self._devices[name] = device
+        return device
+
+    async def write_manifest(self, result: MigrationResult) -> None:
+        """Write the manifest, once the migration is complete.
+
+        Devices that did not come from here are left out. Digests are null if the
+        session made none.
+
+        If this fails or is cancelled, there is no manifest.
+
+        Raises:
+          ValueError: if the migration is not complete: then there is no whole
+            snapshot to describe.
+          OSError: if it cannot be written.
+        """
+        if result.status != "completed":
+            raise ValueError(f"no snapshot: the migration is {result.status}")
+        await Worker().run(self._write_manifest, result)
+
+    def _prepare(self) -> None:
+        with self._preparing:
+            if self._prepared:
+                return
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self.path / MANIFEST).unlink(missing_ok=True)
+            sync_directory(self.path)
+            self._prepared = True
+
+    def _write_manifest(self, result: MigrationResult) -> None:
+        # A migration may well be complete without a device.
+        self._prepare()
+        entries = [
+            _entry(name, device)
+            for device in result.devices
+            if (name := data_name(device.idstr, device.instance_id)) in self._devices
+        ]
+        text = json.dumps({"format": 1, "devices": entries}, indent=2) + "\n"
+        part = self.path / f"{MANIFEST}.part"
+        write_file(part, text.encode("ascii"))
+        part.replace(self.path / MANIFEST)
+        sync_directory(self.path)
+
+
+def _entry(name: str, device: DeviceResult) -> dict[str, str | int | None]:
+    has_config = device.config_bytes is not None
+    return {
+        "idstr": device.idstr,
+        "instance_id": device.instance_id,
+        "data": name,
+        "config": f"{name}.config" if has_config else None,
+        "data_bytes": device.data_bytes,
+        "sha256": device.sha256,
+        "config_bytes": device.config_bytes,
+        "config_sha256": device.config_sha256,
+    }

@@ -1,0 +1,133 @@
+"""Addresses as QEMU writes them, and sockets for them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
+
+import attrs
+import trio
+
+_BACKLOG: Final = 512
+
+
+@attrs.frozen
+class TcpAddress:
+    """``tcp:HOST:PORT``, with an IPv6 host in brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"tcp:{host}:{self.port}"
+
+
+@attrs.frozen
+class UnixAddress:
+    """``unix:PATH``."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+def parse_address(text: str) -> TcpAddress | UnixAddress:
+    """Parse an address as QEMU's ``migrate`` and ``-incoming`` take it.
+
+    Raises:
+      ValueError: if it is none, or of a kind that cannot carry channels.
+    """
+    kind, _, rest = text.partition(":")
+    if kind == "unix" and rest:
+        return UnixAddress(rest)
+    host, _, port = rest.rpartition(":")
+    if kind == "tcp" and port.isascii() and port.isdigit() and int(port) < 65536:
+        if host.startswith("[") and host.endswith("]"):
+            host = host[1:-1]
+        elif ":" in host:
+            raise ValueError(f"{text!r}: an IPv6 host goes in brackets")
+        return TcpAddress(host, int(port))
+    raise ValueError(f"{text!r} is not tcp:HOST:PORT or unix:PATH")
+
+
+async def open_listeners(
+    address: TcpAddress | UnixAddress,
+) -> Sequence[trio.SocketListener]:
+    """Listen on *address*.
+
+    A unix socket is made with mode 0600.
+
+    Raises:
+      OSError: if that is not possible, with the address in its text.
+    """
+    try:
+        if isinstance(address, UnixAddress):
+            return [_listen_unix(address)]
+        if address.host in ("", "::") and socket.has_dualstack_ipv6():
+            return [_listen_on_all(address)]
+        return await trio.open_tcp_listeners(
+            address.port, host=address.host or None, backlog=_BACKLOG
+        )
+    except socket.gaierror as error:
+        raise OSError(error.errno, f"{address}: {error.strerror}") from error
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(address)) from error
+
+
+def address_of(listener: trio.abc.Listener[trio.abc.Stream]) -> str | None:
+    """Return where *listener* listens, as an address; None if it is no socket."""
+    if not isinstance(listener, trio.SocketListener):
+        return None
+    name = listener.socket.getsockname()
+    if listener.socket.family == socket.AF_UNIX:
+        return str(UnixAddress(os.fsdecode(name)))
+    return str(TcpAddress(name[0], name[1]))
+
+
+async def connect(address: TcpAddress | UnixAddress) -> trio.SocketStream:
+    """Open a connection to *address*.
+
+    Raises:
+      OSError: if nobody listens there.
+    """
+    if isinstance(address, UnixAddress):
+        return await trio.open_unix_socket(address.path)
+    return await trio.open_tcp_stream(address.host or "localhost", address.port)
+
+
+def unlink_socket(listener: trio.SocketListener) -> None:
+    """Remove the file of a unix socket that this process listened on."""
+    if listener.socket.family == socket.AF_UNIX:
+        with suppress(FileNotFoundError):
+            os.unlink(listener.socket.getsockname())
+
+
+def _listen_unix(address: UnixAddress) -> trio.SocketListener:
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        # On Linux the file gets the mode of the unbound socket, so there is no
+        # moment at which others may connect.
+        os.fchmod(sock.fileno(), 0o600)
+        sock.bind(address.path)
+        os.chmod(address.path, 0o600)
+        sock.listen(_BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+
+
+def _listen_on_all(address: TcpAddress) -> trio.SocketListener:
+    """Listen for IPv4 and IPv6 alike, on one port."""
+    sock = socket.create_server(
+        ("::", address.port),
+        family=socket.AF_INET6,
+        dualstack_ipv6=True,
+        backlog=_BACKLOG,
+    )
+    return trio.SocketListener(trio.socket.from_stdlib_socket(sock))

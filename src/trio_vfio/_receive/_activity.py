@@ -1,0 +1,117 @@
+"""When something last happened, and what must happen in time."""
+
+from __future__ import annotations
+
+from typing import final
+
+import attrs
+import trio
+
+from .._deadlines import Deadlines
+from .._errors import DeadlineExceeded
+
+
+@final
+@attrs.define(eq=False)
+class Activity:
+    """The session's sense of time: its tasks report here, `watch_*` wait."""
+
+    deadlines: Deadlines
+
+    first_byte_at: float | None = attrs.field(default=None, init=False)
+    switchover_at: float | None = attrs.field(default=None, init=False)
+    completed_at: float | None = attrs.field(default=None, init=False)
+    connected: trio.Event = attrs.field(factory=trio.Event, init=False)
+    """Set when the first connection of a source is known for what it is."""
+    main_came: trio.Event = attrs.field(factory=trio.Event, init=False)
+    switchover_began: trio.Event = attrs.field(factory=trio.Event, init=False)
+    calls: int = attrs.field(default=0, init=False)
+    """Device calls that are under way."""
+    _last: float = attrs.field(default=0.0, init=False)
+
+    def touch(self) -> None:
+        """Something has happened: bytes came, or a device call ended."""
+        self._last = trio.current_time()
+
+    def connection_came(self, *, is_main: bool) -> None:
+        """A connection of a source is known for what it is."""
+        self.touch()
+        if self.first_byte_at is None:
+            self.first_byte_at = self._last
+        self.connected.set()
+        if is_main:
+            self.main_came.set()
+
+    def begin_switchover(self) -> None:
+        """The source's guest stands still."""
+        self.touch()
+        self.switchover_at = self._last
+        self.switchover_began.set()
+
+    def complete(self) -> None:
+        """The last device has accepted its state."""
+        self.completed_at = trio.current_time()
+
+    @property
+    def seconds(self) -> float:
+        """From the first byte to completion, or to now."""
+        if self.first_byte_at is None:
+            return 0.0
+        return (self.completed_at or trio.current_time()) - self.first_byte_at
+
+    @property
+    def switchover_seconds(self) -> float | None:
+        """From the switchover to completion."""
+        if self.switchover_at is None or self.completed_at is None:
+            return None
+        return self.completed_at - self.switchover_at
+
+    async def watch_first_connection(self) -> None:
+        """Wait for a source.
+
+        Raises:
+          DeadlineExceeded: if none comes in time.
+        """
+        if (seconds := self.deadlines.first_connection) is None:
+            return
+        with trio.move_on_after(seconds):
+            await self.connected.wait()
+            return
+        raise DeadlineExceeded("first-connection", seconds, "no source has connected")
+
+    async def watch_switchover(self) -> None:
+        """Give the switchover its time.
+
+        Raises:
+          DeadlineExceeded: when it is over; cancel this on success.
+        """
+        if (seconds := self.deadlines.switchover) is None:
+            return
+        await self.switchover_began.wait()
+        await trio.sleep(seconds)
+        raise DeadlineExceeded("switchover", seconds, "not every device is loaded")
+
+    async def watch_silence(self) -> None:
+        """Watch while a source must not be silent: without a main channel,
+        and from the switchover on.
+
+        Raises:
+          DeadlineExceeded: if nothing happens; cancel this on success.
+        """
+        if (seconds := self.deadlines.silence) is None:
+            return
+        await self.connected.wait()
+        await self._watch(seconds, self.main_came, "no main channel has come")
+        await self.switchover_began.wait()
+        await self._watch(seconds, trio.Event(), "nothing comes any more")
+
+    async def _watch(self, seconds: float, until: trio.Event, what: str) -> None:
+        while not until.is_set():
+            if self.calls:
+                # Its end counts as an event, so it is soon enough to look then.
+                self.touch()
+            left = self._last + seconds - trio.current_time()
+            if left <= 0:
+                raise DeadlineExceeded("silence", seconds, what)
+            with trio.move_on_after(left):
+                await until.wait()

@@ -1,0 +1,71 @@
+"""One task per multifd channel: stream to decoder to router."""
+
+from __future__ import annotations
+
+import trio
+
+from .._errors import ConnectionLost, PeerProtocolError
+from .._link._stream import fill
+from .._wire._channel_decoder import ChannelDecoder
+from .._wire._multifd import RamPacket, StateHeader, StatePacket
+from ._router import Channel, Router
+
+
+async def receive_channel(
+    stream: trio.abc.ReceiveStream, channel: Channel, router: Router, page_size: int
+) -> None:
+    """Take the packets of *channel* to their devices until it ends.
+
+    Waits where a packet may not have memory yet; the peer then waits with us.
+    If cancelled, what has arrived of a packet is dropped.
+
+    Raises:
+      PeerProtocolError: if the peer breaks the protocol, or the channel ends
+        inside a packet, or its end leaves a device without a packet.
+      ConnectionLost: if the connection breaks inside a packet.
+    """
+    decoder = ChannelDecoder(page_size)
+    try:
+        await _receive(stream, decoder, channel, router)
+    except PeerProtocolError as error:
+        if error.channel is None:
+            error.channel = channel.name
+        raise
+    finally:
+        router.end_channel(channel)
+    router.check_progress()
+    router.check_main()
+
+
+async def _receive(
+    stream: trio.abc.ReceiveStream,
+    decoder: ChannelDecoder,
+    channel: Channel,
+    router: Router,
+) -> None:
+    while True:
+        try:
+            count = await fill(stream, decoder.buffers())
+        except trio.BrokenResourceError as error:
+            if decoder.inside_packet:
+                reason = f"broke inside a packet: {error}"
+                raise ConnectionLost(reason, channel=channel.name) from error
+            return
+        if not count:
+            decoder.received_eof()
+            return
+        router.activity.touch()
+        events = decoder.received(count)
+        channel.bytes = decoder.position
+        for event in events:
+            match event:
+                case StatePacket():
+                    await router.device(event.header).put(event)
+                case StateHeader():
+                    channel.packets += 1
+                    channel.device_state_packets += 1
+                    memory = await router.admit(channel, event)
+                    if (whole := decoder.accept(memory)) is not None:
+                        await router.device(event).put(whole)
+                case RamPacket():
+                    channel.packets += 1

@@ -1,0 +1,197 @@
+"""Connections come in, say what they are, and get the task that fits.
+
+QEMU: ``migration_ioc_process_incoming`` in migration/migration.c, which peeks;
+here the first bytes are read and handed on, so that any stream will do.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import ssl
+from collections.abc import Awaitable, Sequence
+from contextlib import suppress
+from typing import Final, final
+
+import attrs
+import trio
+
+from .._errors import PeerProtocolError, describe
+from .._link._stream import receive_exactly
+from .._values import AsyncValue
+from .._wire._main_decoder import MainDecoder
+from .._wire._main_stream import STREAM_MAGIC
+from .._wire._multifd import INITIAL_SIZE, MULTIFD_MAGIC, InitialPacket
+from ._channel import receive_channel
+from ._main import MainChannel
+from ._return_path import SHUT_GRACE
+from ._router import Channel
+from ._session import LINGER, Session
+from ._stop import log
+
+# What a connection begins with, and how much of it says all that is needed.
+_FIRST_BYTES: Final = {
+    STREAM_MAGIC.to_bytes(4): 8,
+    MULTIFD_MAGIC.to_bytes(4): INITIAL_SIZE,
+}
+_DROPPED_AT_ONCE: Final = 64 * 1024
+
+# What accept says when this process or the machine is out of something.
+_FULL: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+_FULL_WAIT: Final = 0.1
+
+MAX_HANDSHAKES: Final = 512
+"""Connections that may be about to say what they are. More are dropped."""
+
+
+class _NotAPeerError(Exception):
+    """A connection that is neither main nor multifd, or comes too late to be."""
+
+
+@final
+@attrs.define(eq=False)
+class Connections:
+    """All connections of a session, and the tasks that serve them."""
+
+    session: Session
+    listeners: Sequence[trio.abc.Listener[trio.abc.Stream]]
+    given: Sequence[trio.abc.Stream]
+    """Streams that the caller opened, and closes."""
+    ssl_context: ssl.SSLContext | None
+
+    _accepted: list[trio.abc.Stream] = attrs.field(
+        factory=list[trio.abc.Stream], init=False
+    )
+    _served: AsyncValue[int] = attrs.field(init=False)
+    """Connections whose task runs."""
+    _uuid: bytes | None = attrs.field(default=None, init=False)
+    _main: MainChannel | None = attrs.field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._served = AsyncValue(0)
+
+    async def serve(self) -> None:
+        """Serve connections until the migration is complete and they are closed."""
+        for stream in self.given:
+            self.session.spawn(self._serve, self._secured(stream))
+        for listener in self.listeners:
+            self.session.spawn(self._listen, listener)
+        await self.session.ended.wait()
+        with trio.move_on_after(LINGER):
+            await self._served.wait_value(0)
+
+    async def close(self) -> None:
+        """Close all connections that were accepted. Waits for no peer."""
+        for stream in self._accepted:
+            if self.session.stop.completed and isinstance(stream, trio.SSLStream):
+                with trio.move_on_after(SHUT_GRACE, shield=True):
+                    await stream.aclose()
+            await trio.aclose_forcefully(stream)
+
+    async def _listen(self, listener: trio.abc.Listener[trio.abc.Stream]) -> None:
+        # Not trio.serve_listeners: that closes a connection when its task is
+        # cancelled, while ours has to stay open until the last word is said.
+        while True:
+            try:
+                stream = await listener.accept()
+            except trio.ClosedResourceError:
+                log.info("a listener was closed: no more connections from there")
+                return
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                log.warning("cannot accept a connection: %s", describe(error))
+                await trio.sleep(_FULL_WAIT)
+                continue
+            stream = self._secured(stream)
+            self._accepted.append(stream)
+            self.session.spawn(self._serve, stream)
+
+    def _secured(self, stream: trio.abc.Stream) -> trio.abc.Stream:
+        if self.ssl_context is None:
+            return stream
+        return trio.SSLStream(stream, self.ssl_context, server_side=True)
+
+    async def _serve(self, stream: trio.abc.Stream) -> None:
+        self._served.value += 1
+        try:
+            task = await self._identify(stream)
+            router = self.session.router
+            router.check_main()
+            router.check_progress()
+            if task is None:
+                await trio.aclose_forcefully(stream)
+            else:
+                await task
+        finally:
+            self._served.value -= 1
+
+    async def _identify(self, stream: trio.abc.Stream) -> Awaitable[None] | None:
+        """Find out what *stream* is, and return what serves it, or None."""
+        self.session.router.handshakes += 1
+        try:
+            with trio.fail_after(self.session.options.deadlines.handshake or math.inf):
+                first = await self._first_bytes(stream)
+            return self._task(stream, first)
+        except (
+            _NotAPeerError,
+            PeerProtocolError,
+            trio.BrokenResourceError,
+            trio.TooSlowError,
+        ) as error:
+            log.warning("dropped a connection: %s", describe(error))
+            return None
+        finally:
+            self.session.router.handshakes -= 1
+
+    async def _first_bytes(self, stream: trio.abc.Stream) -> bytes:
+        if self.session.router.handshakes > MAX_HANDSHAKES:
+            raise _NotAPeerError(f"over {MAX_HANDSHAKES} of them say nothing")
+        if isinstance(stream, trio.SSLStream):
+            await stream.do_handshake()
+        first = await receive_exactly(stream, 4)
+        wanted = _FIRST_BYTES.get(first)
+        if wanted is None:
+            raise _NotAPeerError(f"begins with {first!r}, so it is no migration")
+        rest = await receive_exactly(stream, wanted - 4)
+        if len(rest) < wanted - 4:
+            raise _NotAPeerError(f"ended after {4 + len(rest)} bytes")
+        return first + rest
+
+    def _task(self, stream: trio.abc.Stream, first: bytes) -> Awaitable[None]:
+        session = self.session
+        if session.stop.completed:
+            raise _NotAPeerError("the migration is complete")
+        if len(first) == INITIAL_SIZE:
+            channel = self._new_channel(InitialPacket.decode_untrusted(first))
+            session.activity.connection_came(is_main=False)
+            return self._serve_channel(stream, channel)
+        if self._main is not None:
+            raise _NotAPeerError("a second main channel")
+        decoder = MainDecoder(session.options.page_size)
+        self._main = MainChannel(session, stream, decoder)
+        session.activity.connection_came(is_main=True)
+        return self._serve_main(stream, self._main, first)
+
+    def _new_channel(self, packet: InitialPacket) -> Channel:
+        channels = self.session.router.channels
+        if self._uuid not in (None, packet.uuid):
+            raise _NotAPeerError(f"channel {packet.channel_id} of another machine")
+        if packet.channel_id in channels:
+            raise _NotAPeerError(f"channel {packet.channel_id} is there already")
+        self._uuid = packet.uuid
+        return self.session.router.open_channel(packet.channel_id)
+
+    async def _serve_channel(self, stream: trio.abc.Stream, channel: Channel) -> None:
+        session = self.session
+        await session.configuration.wait()
+        await receive_channel(stream, channel, session.router, session.page_size)
+
+    async def _serve_main(
+        self, stream: trio.abc.Stream, main: MainChannel, first: bytes
+    ) -> None:
+        await main.receive(first)
+        # Until the source closes; what it says by now is of no account.
+        with suppress(trio.BrokenResourceError):
+            while await stream.receive_some(_DROPPED_AT_ONCE):
+                pass

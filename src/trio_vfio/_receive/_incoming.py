@@ -1,0 +1,220 @@
+"""The public way in: `open_incoming`."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import final
+
+import attrs
+import trio
+
+from .._deadlines import Deadlines
+from .._device._port import StateSink
+from .._link._address import (
+    address_of,
+    open_listeners,
+    parse_address,
+    unlink_socket,
+)
+from .._result import MigrationResult, SessionState
+from .._values import AsyncValue
+from .._wire._limits import MIB
+from ._connections import Connections
+from ._progress import DeviceProgress
+from ._session import BeforeShut, Options, Session
+
+DeviceName = str | tuple[str, int]
+"""An idstr, or an idstr and an instance id that is not 0."""
+
+Where = str | Sequence[trio.abc.Listener[trio.abc.Stream] | trio.abc.Stream]
+
+
+@final
+@attrs.define(eq=False)
+class Incoming:
+    """An incoming migration, while its block runs and after."""
+
+    addresses: tuple[str, ...]
+    """Where it listens, as ``tcp:127.0.0.1:4444``."""
+    _session: Session = attrs.field(alias="session")
+
+    @property
+    def state(self) -> AsyncValue[SessionState]:
+        """How far it has come. To be waited on, not set."""
+        return self._session.state
+
+    @property
+    def devices(self) -> Mapping[DeviceName, DeviceProgress]:
+        """The devices that the caller named, and those the source announced."""
+        return {
+            (idstr, instance_id) if instance_id else idstr: device.progress
+            for (idstr, instance_id), device in self._session.router.devices.items()
+        }
+
+    def result(self) -> MigrationResult:
+        """Return how far it has come, in numbers."""
+        return self._session.result()
+
+    async def wait_complete(self) -> MigrationResult:
+        """Wait until all devices are loaded and the source knows.
+
+        If the migration fails, the whole block is cancelled, and with it this
+        call; `MigrationFailed` is raised where the block ends.
+
+        Returns: the result, with status ``completed``.
+
+        Raises:
+          MigrationFailed: if it has failed, in a part of the block that is
+            shielded from the cancel.
+        """
+        await self._session.ended.wait()
+        if not self._session.stop.completed:
+            raise self._session.failure()
+        return self._session.result()
+
+
+@asynccontextmanager
+async def open_incoming(
+    where: Where,
+    devices: Mapping[str, StateSink]
+    | Mapping[tuple[str, int], StateSink]
+    | Mapping[DeviceName, StateSink]
+    | Callable[[str, int], StateSink],
+    *,
+    deadlines: Deadlines | None = None,
+    device_grace: float | None = 10.0,
+    digests: bool = False,
+    page_size: int | None = None,
+    max_queued_bytes: int = 16 * MIB,
+    max_session_bytes: int = 512 * MIB,
+    legacy_switchover_ack: bool | None = None,
+    before_shut: BeforeShut | None = None,
+    ssl_context: ssl.SSLContext | None = None,
+) -> AsyncGenerator[Incoming, None]:
+    """Receive one migration while the ``async with`` block runs.
+
+    The source may be a QEMU 10.0 or newer. Each device is loaded strictly in
+    order by a task of its own, from SWITCHOVER_START on; the source is told of
+    success only when every device has accepted its state.
+
+    The first fault ends the migration: the block is cancelled, the source hears
+    that it failed, device calls under way are waited for, and every device that
+    began is aborted, completed ones too. The same happens if the block is
+    cancelled, raises, or is left before the migration is complete. Once it is
+    complete nothing can fail it any more.
+
+    Args:
+      where: an address (``tcp:HOST:PORT``, ``unix:PATH``), or listeners and
+        streams that the caller has opened. Those stay the caller's to close.
+      devices: where the state goes, by idstr (the guest's path to the device)
+        or by idstr and instance id; then the source must send exactly these. Or
+        a callable that makes a sink for whatever device the source announces.
+      deadlines: see `Deadlines`.
+      device_grace: seconds that a device call may take to end after a fault or
+        a cancel before the device's ``abort`` is called; None: for ever.
+      digests: whether to compute SHA-256 digests of what is loaded.
+      page_size: bytes of a page of RAM, where neither the stream says it nor 4096
+        is right.
+      max_queued_bytes: how much of a device's state may wait in memory for a
+        buffer that is still on its way. More waits in the channels.
+      max_session_bytes: the same for all devices together.
+      legacy_switchover_ack: whether the source wants one SWITCHOVER_ACK in all,
+        as up to machine type 11.0, not one for each device; None: as the
+        machine type says.
+      before_shut: awaited when every device has accepted its state and before
+        the source is told. If it raises, the migration fails, and what it
+        raised leaves the block.
+      ssl_context: for a server; every connection must then be TLS.
+
+    Raises:
+      MigrationFailed: with every fault that was found: `PeerProtocolError`,
+        `ConnectionLost`, `DeadlineExceeded`, `DeviceError`.
+      ValueError: if *where* is no address.
+      OSError: if it cannot be listened on.
+      Whatever the block itself raises, as it is.
+    """
+    session = Session(
+        Options(
+            named=_named(devices),
+            make=None if isinstance(devices, Mapping) else devices,
+            deadlines=deadlines or Deadlines(),
+            device_grace=device_grace,
+            digests=digests,
+            page_size=page_size,
+            max_queued_bytes=max_queued_bytes,
+            max_session_bytes=max_session_bytes,
+            legacy_switchover_ack=legacy_switchover_ack,
+            before_shut=before_shut,
+        )
+    )
+    async with _listening(where) as (listeners, given):
+        connections = Connections(session, listeners, given, ssl_context)
+        addresses = tuple(filter(None, map(address_of, listeners)))
+        body_error: BaseException | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_run, session, connections)
+                try:
+                    with session.stop.body:
+                        yield Incoming(addresses, session)
+                except BaseException as error:  # noqa: ASYNC103 (raised below, bare)
+                    body_error = error
+                session.leave()
+        except BaseException:
+            # What the block raised leaves as it is, not in the nursery's group.
+            if body_error is None:
+                raise
+        if body_error is not None:
+            raise body_error
+    await trio.lowlevel.checkpoint_if_cancelled()
+    if session.error is not None:
+        raise session.error
+    if session.stop.faults:
+        raise session.failure()
+
+
+async def _run(session: Session, connections: Connections) -> None:
+    try:
+        await session.run(connections.serve)
+    finally:
+        await connections.close()
+
+
+@asynccontextmanager
+async def _listening(
+    where: Where,
+) -> AsyncGenerator[
+    tuple[
+        Sequence[trio.abc.Listener[trio.abc.Stream]],
+        Sequence[trio.abc.Stream],
+    ],
+    None,
+]:
+    """Open what has to be opened, and close that again, and nothing else."""
+    if not isinstance(where, str):
+        listeners = [each for each in where if isinstance(each, trio.abc.Listener)]
+        yield listeners, [each for each in where if isinstance(each, trio.abc.Stream)]
+        return
+    opened = await open_listeners(parse_address(where))
+    try:
+        yield opened, []
+    finally:
+        for listener in opened:
+            unlink_socket(listener)
+            listener.socket.close()
+
+
+def _named(
+    devices: Mapping[str, StateSink]
+    | Mapping[tuple[str, int], StateSink]
+    | Mapping[DeviceName, StateSink]
+    | Callable[[str, int], StateSink],
+) -> dict[tuple[str, int], StateSink]:
+    if not isinstance(devices, Mapping):
+        return {}
+    return {
+        (name, 0) if isinstance(name, str) else name: sink
+        for name, sink in devices.items()
+    }

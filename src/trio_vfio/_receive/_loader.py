@@ -1,0 +1,212 @@
+"""One device of a session: its packets in order, its calls, its progress.
+
+QEMU: ``vfio_load_bufs_thread`` in hw/vfio/migration-multifd.c, whose mutex and
+two condition variables are here one `trio.Condition`. It is never held while
+the device is called.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
+from typing import final
+
+import attrs
+import trio
+
+from .._errors import PeerProtocolError
+from .._result import DeviceResult, DeviceState
+from .._wire._multifd import StatePacket
+from .._wire._vfio_section import config_blob_untrusted
+from ._calls import DeviceCalls
+from ._progress import DeviceProgress
+from ._reorder import ReorderQueue
+from ._run import Run, Written
+
+
+@final
+@attrs.define(eq=False)
+class IncomingDevice:
+    """A device that is being loaded.
+
+    Any number of channel tasks put packets into `queue`, while a single task
+    runs `load`. All of them wait on `arrived`, for different things, so it is
+    always all that are notified.
+    """
+
+    calls: DeviceCalls
+    queue: ReorderQueue
+    written: Written
+    progress: DeviceProgress
+    after_release: Callable[[], Awaitable[None]]
+    """Awaited when bytes were given back, which other devices may wait for."""
+    check_progress: Callable[[], None]
+    """Called when this device has to wait, or is done: raises if all wait for good."""
+
+    announced: bool = attrs.field(default=False, init=False)
+    """Whether a START section has named it."""
+
+    arrived: trio.Condition = attrs.field(factory=trio.Condition, init=False)
+    done: trio.Event = attrs.field(factory=trio.Event, init=False)
+    """Set when the device has accepted its state."""
+    _main_config: bytes | None = attrs.field(default=None, init=False)
+    _config_sha256: str | None = attrs.field(default=None, init=False)
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.calls.name
+
+    @property
+    def has_main_config(self) -> bool:
+        """Whether its config came on the main channel."""
+        return self._main_config is not None
+
+    @property
+    def missing(self) -> int | None:
+        """Index of the packet that keeps the device from going on, if one does."""
+        if self.done.is_set() or self.progress.transfer == "main":
+            return None
+        return self.queue.missing
+
+    def transfer_is(self, kind: str, *, offset: int | None = None) -> None:
+        """Take note of how the device's data comes after switchover.
+
+        Raises:
+          PeerProtocolError: if it was seen to come the other way.
+        """
+        if self.progress.transfer not in (None, kind):
+            reason = f"{self.name}: state after switchover both on main and by multifd"
+            raise PeerProtocolError(reason, offset=offset)
+        self.progress.transfer = kind
+
+    async def write_main(
+        self, data: bytes, *, precopy: bool, begins_block: bool
+    ) -> None:
+        """Write data that came on the main channel.
+
+        If it fails or is cancelled, part of the data may be written.
+
+        Raises:
+          DeviceError: if the device refuses it.
+        """
+        progress = self.progress
+        if precopy and progress.state.value is DeviceState.SETUP:
+            progress.state.value = DeviceState.PRECOPY
+        await self._write([(None, memoryview(data))])
+        if precopy:
+            progress.precopy_bytes += len(data)
+        elif begins_block:
+            progress.buffers += 1
+
+    async def put(self, packet: StatePacket) -> None:
+        """Queue a packet that has arrived. Does not wait for the device."""
+        async with self.arrived:
+            self.queue.put(packet)
+            if self.queue.has_due:
+                self.arrived.notify_all()
+
+    async def put_main_config(self, blob: bytes) -> None:
+        """Take the config that came on the main channel, behind all data."""
+        async with self.arrived:
+            self._main_config = blob
+            self.arrived.notify_all()
+
+    async def wake(self) -> None:
+        """Let everyone who waits for this device look again."""
+        async with self.arrived:
+            self.arrived.notify_all()
+
+    async def load(self) -> None:
+        """Load the device, in order, until it has accepted its state.
+
+        If this fails or is cancelled, the device is left for `DeviceCalls.keep`
+        to abort.
+
+        Raises:
+          DeviceError: if the device refuses something.
+          PeerProtocolError: if the config is no config.
+        """
+        began = trio.current_time()
+        self.progress.state.value = DeviceState.LOADING
+        while run := await self._take_run():
+            await self._write([(packet.header.idx, packet.data) for packet in run])
+            self.progress.buffers += len(run)
+            await self._release(run)
+        blob = await self._take_config()
+        await self.calls.call("load_config", self.calls.sink.load_config, blob)
+        self.progress.config_bytes = len(blob)
+        if self.written.digest is not None:
+            self._config_sha256 = hashlib.sha256(blob).hexdigest()
+        await self.calls.call("finish", self.calls.sink.finish)
+        self.progress.seconds = trio.current_time() - began
+        self.progress.state.value = DeviceState.COMPLETED
+        self.done.set()
+        self.check_progress()
+
+    def result(self, errors: Sequence[str]) -> DeviceResult:
+        """Return what the device has got so far."""
+        progress = self.progress
+        digest = self.written.digest
+        return DeviceResult(
+            idstr=progress.idstr,
+            instance_id=progress.instance_id,
+            status=progress.state.value.value,
+            transfer=progress.transfer,
+            errors=tuple(errors),
+            precopy_bytes=progress.precopy_bytes,
+            data_bytes=self.written.bytes,
+            buffers=progress.buffers,
+            sha256=None if digest is None else digest.hexdigest(),
+            config_bytes=progress.config_bytes,
+            config_sha256=self._config_sha256,
+            starved=progress.starved if progress.transfer == "multifd" else 0,
+            seconds=progress.seconds,
+        )
+
+    async def _write(self, buffers: Sequence[tuple[int | None, memoryview]]) -> None:
+        run = Run(self.written, buffers)
+        await self.calls.call("write", self.calls.sink.write, run)
+        self.progress.data_bytes = self.written.bytes
+        if not run.exhausted:
+            raise self.calls.error(
+                "write",
+                "returned before all buffers were taken",
+                idx=self.written.idx,
+                offset=self.written.bytes,
+            )
+        if self.written.stopping:
+            await trio.sleep_forever()
+
+    async def _take_run(self) -> list[StatePacket]:
+        """Wait for the due packet and take its run; empty if config is due."""
+        async with self.arrived:
+            if not self._has_next:
+                self.progress.starved += 1
+                self.progress.waiting_for = self.queue.due
+                self.check_progress()
+            while not self._has_next:
+                await self.arrived.wait()
+            self.progress.waiting_for = None
+            run = self.queue.take_run()
+            # The window has moved.
+            self.arrived.notify_all()
+            return run
+
+    @property
+    def _has_next(self) -> bool:
+        return self.queue.has_due or self._main_config is not None
+
+    async def _take_config(self) -> bytes:
+        if self._main_config is not None:
+            return self._main_config
+        packet = self.queue.take_config()
+        await self._release([packet])
+        return config_blob_untrusted(packet.data, self.name)
+
+    async def _release(self, packets: list[StatePacket]) -> None:
+        async with self.arrived:
+            self.queue.release(packets)
+            self.progress.queued_bytes = self.queue.bytes
+            self.arrived.notify_all()
+        await self.after_release()

@@ -1,0 +1,44 @@
+"""How far a device has come, for whoever looks on."""
+
+from __future__ import annotations
+
+from typing import final
+
+import attrs
+
+from .._result import DeviceState
+from .._values import AsyncValue
+
+
+def _setup() -> AsyncValue[DeviceState]:
+    return AsyncValue(DeviceState.SETUP)
+
+
+@final
+@attrs.define(eq=False)
+class DeviceProgress:
+    """One device of a session, as it is now. To be read, and waited on; not changed."""
+
+    idstr: str
+    """Its name in the migration stream: the guest's path to it."""
+    instance_id: int
+    state: AsyncValue[DeviceState] = attrs.field(factory=_setup, init=False)
+    """Wait on it: ``await device.state.wait_value(DeviceState.COMPLETED)``."""
+    transfer: str | None = attrs.field(default=None, init=False)
+    """``multifd`` or ``main``: how data comes after switchover; None: not known."""
+    precopy_bytes: int = attrs.field(default=0, init=False)
+    """Data before switchover that the device has taken, in bytes."""
+    data_bytes: int = attrs.field(default=0, init=False)
+    """All data that the device has taken, in bytes."""
+    buffers: int = attrs.field(default=0, init=False)
+    """Data packets taken, or blocks after switchover on the main channel."""
+    queued_bytes: int = attrs.field(default=0, init=False)
+    """Of packets that are arriving, waiting or being written."""
+    waiting_for: int | None = attrs.field(default=None, init=False)
+    """Index that its loader waits for; None: it does not wait."""
+    starved: int = attrs.field(default=0, init=False)
+    """How often its loader had to wait."""
+    config_bytes: int | None = attrs.field(default=None, init=False)
+    """Size of the config blob; None before it was taken."""
+    seconds: float | None = attrs.field(default=None, init=False)
+    """From the start of its loader to the device's acceptance; None before."""

@@ -1,0 +1,79 @@
+"""The return path: answers to the source, and exactly one last word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, final
+
+import attrs
+import trio
+
+from .._errors import ConnectionLost
+from .._wire._return_path import ReturnPathFrame, shut
+from ._stop import log
+
+SHUT_GRACE: Final = 0.5
+"""Seconds to get the last word out, whatever else has to end."""
+
+
+@final
+@attrs.define(eq=False)
+class ReturnPath:
+    """Owns the sending half of the main connection, once the source opens it."""
+
+    stream: trio.abc.SendStream
+    on_success: Callable[[], None]
+    """Called when the source has been told that all is loaded."""
+
+    _answers: trio.MemorySendChannel[ReturnPathFrame] = attrs.field(init=False)
+    _frames: trio.MemoryReceiveChannel[ReturnPathFrame] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        # A source that asks without listening has to wait, not we to remember.
+        self._answers, self._frames = trio.open_memory_channel[ReturnPathFrame](16)
+
+    async def answer(self, frame: ReturnPathFrame) -> None:
+        """Queue an answer."""
+        await self._answers.send(frame)
+
+    def succeed(self) -> None:
+        """Let `run` tell the source, behind all answers, that all is loaded."""
+        self._answers.close()
+
+    async def run(self) -> None:
+        """Send answers, and at last SHUT(0).
+
+        If cancelled, SHUT(1) goes out at once: the source's guest stands still
+        until it hears. Once SHUT(0) is on its way a cancel comes too late.
+
+        Raises:
+          ConnectionLost: if the source cannot be told, and so resumes its guest.
+        """
+        try:
+            async for frame in self._frames:
+                await self.stream.send_all(frame.encode())
+            await trio.lowlevel.checkpoint_if_cancelled()
+        except trio.BrokenResourceError as error:
+            raise _lost(error) from error
+        except trio.Cancelled:
+            try:
+                await self._send_shut(1)
+            except ConnectionLost as error:
+                log.info("the source was not told that the migration failed: %s", error)
+            raise
+        await self._send_shut(0)
+        self.on_success()
+
+    async def _send_shut(self, value: int) -> None:
+        with trio.move_on_after(SHUT_GRACE, shield=True):
+            try:
+                await self.stream.send_all(shut(value).encode())
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                raise _lost(error) from error
+            return
+        raise ConnectionLost("the source does not take the last word", channel="main")
+
+
+def _lost(error: Exception) -> ConnectionLost:
+    reason = f"the return path broke: {error.__cause__ or error}"
+    return ConnectionLost(reason, channel="main")

@@ -1,0 +1,254 @@
+"""Packets to the devices they are for, with memory for each, or not yet.
+
+QEMU: ``qemu_loadvm_load_state_buffer`` in migration/savevm.c and
+``vfio_multifd_load_state_buffer`` in hw/vfio/migration-multifd.c, which do not
+know how to wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import final
+
+import attrs
+import trio
+
+from .._errors import ConnectionLost, PeerProtocolError, device_name
+from .._values import AsyncValue
+from .._wire._limits import MAX_DEVICES
+from .._wire._main_events import Section
+from .._wire._multifd import INITIAL_SIZE, StateHeader
+from ._activity import Activity
+from ._loader import IncomingDevice
+
+DeviceKey = tuple[str, int]
+
+
+@final
+@attrs.define(eq=False)
+class Channel:
+    """One multifd channel that has said its id."""
+
+    id: int
+    bytes: int = attrs.field(default=INITIAL_SIZE, init=False)
+    packets: int = attrs.field(default=0, init=False)
+    device_state_packets: int = attrs.field(default=0, init=False)
+    ended: bool = attrs.field(default=False, init=False)
+    paused_at: tuple[IncomingDevice, StateHeader] | None = attrs.field(
+        default=None, init=False
+    )
+    """The packet that waits for room, and so holds up the channel."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"channel {self.id}"
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it waits for room that is not there."""
+        if self.paused_at is None:
+            return False
+        device, header = self.paused_at
+        return not device.queue.admits(header)
+
+
+@final
+@attrs.define(eq=False)
+class Router:
+    """The devices of a session and the channels that carry their packets."""
+
+    _make: Callable[[str, int], IncomingDevice | None] = attrs.field(alias="make")
+    """Makes a device that the caller did not name; None if it takes no others."""
+    _keep: Callable[[IncomingDevice], None] = attrs.field(alias="keep")
+    """Sees to it that a device that begins is released or aborted."""
+    activity: Activity
+
+    devices: dict[DeviceKey, IncomingDevice] = attrs.field(
+        factory=dict[DeviceKey, IncomingDevice], init=False
+    )
+    channels: dict[int, Channel] = attrs.field(factory=dict[int, Channel], init=False)
+    open_channels: AsyncValue[int] = attrs.field(
+        factory=lambda: AsyncValue(0), init=False
+    )
+    handshakes: int = attrs.field(default=0, init=False)
+    """Connections that have not yet said what they are."""
+    started: bool = attrs.field(default=False, init=False)
+    """Whether SWITCHOVER_START was handled."""
+    main_ended: bool = attrs.field(default=False, init=False)
+    _news: trio.Condition = attrs.field(factory=trio.Condition, init=False)
+    """Notified when a device is announced, and at SWITCHOVER_START."""
+    _over_budget: set[IncomingDevice] = attrs.field(
+        factory=set[IncomingDevice], init=False
+    )
+    """Devices with packets that wait for room in the session's budget."""
+
+    def open_channel(self, channel_id: int) -> Channel:
+        """Add a channel that has said its id."""
+        self.channels[channel_id] = channel = Channel(channel_id)
+        self.open_channels.value += 1
+        return channel
+
+    def end_channel(self, channel: Channel) -> None:
+        """Take note that *channel* brings nothing any more."""
+        channel.ended = True
+        self.open_channels.value -= 1
+
+    async def announce(self, section: Section) -> IncomingDevice:
+        """Return the device of a START section, begun, and let its packets in.
+
+        Raises:
+          PeerProtocolError: if it is a device that the caller does not want, or
+            one too many.
+          DeviceError: if the device cannot begin.
+        """
+        key = (section.idstr, section.instance_id)
+        device = self.devices.get(key) or self._make(*key)
+        if device is None:
+            raise PeerProtocolError(
+                f"the source sends {device_name(*key)}, which was not asked for",
+                offset=section.offset,
+                channel="main",
+            )
+        if len(self.devices) == MAX_DEVICES and key not in self.devices:
+            reason = f"more than {MAX_DEVICES} devices"
+            raise PeerProtocolError(reason, offset=section.offset, channel="main")
+        self.devices[key] = device
+        self._keep(device)
+        await device.calls.begin()
+        device.announced = True
+        async with self._news:
+            self._news.notify_all()
+        return device
+
+    async def start(self) -> list[IncomingDevice]:
+        """Handle SWITCHOVER_START; return the devices, to be loaded now.
+
+        Raises:
+          PeerProtocolError: if a device that the caller named was never announced.
+        """
+        self.check_announced()
+        self.started = True
+        async with self._news:
+            self._news.notify_all()
+        return list(self.devices.values())
+
+    def check_announced(self) -> None:
+        """Check that every device that the caller named was announced.
+
+        Raises:
+          PeerProtocolError: if one was not.
+        """
+        for device in self.devices.values():
+            if not device.announced:
+                reason = f"the source never announced {device.name}"
+                raise PeerProtocolError(reason, channel="main")
+
+    async def end_main(self) -> None:
+        """Take note that the main stream has ended: all is announced.
+
+        Raises:
+          PeerProtocolError: if what is missing can no longer come.
+        """
+        self.main_ended = True
+        async with self._news:
+            self._news.notify_all()
+        self.check_progress()
+
+    async def admit(self, channel: Channel, header: StateHeader) -> bytearray:
+        """Wait until *header*'s packet may have memory, and return that.
+
+        If cancelled, nothing is reserved.
+
+        Raises:
+          PeerProtocolError: if the packet is for no device, or not of its state,
+            or if it can never be admitted.
+        """
+        device = await self._device_of(header)
+        device.transfer_is("multifd", offset=header.offset)
+        async with device.arrived:
+            device.queue.check_untrusted(header)
+            while not device.queue.admits(header):
+                await self._wait_for_room(channel, device, header)
+                device.queue.check_untrusted(header)
+            device.queue.reserve(header)
+            device.progress.queued_bytes = device.queue.bytes
+        return bytearray(header.size)
+
+    async def wake_over_budget(self) -> None:
+        """Let packets look again that wait for room in the session's budget."""
+        over_budget, self._over_budget = self._over_budget, set()
+        for device in over_budget:
+            await device.wake()
+
+    def device(self, header: StateHeader) -> IncomingDevice:
+        """Return the device of a packet that was admitted."""
+        return self.devices[header.idstr, header.instance_id]
+
+    def check_progress(self) -> None:
+        """Check that what is missing can still come.
+
+        To be called whenever a channel pauses or ends and a device call ends.
+
+        Raises:
+          PeerProtocolError: if all channels are gone, or all wait for packets
+            that are behind them: a source that keeps the order cannot do that.
+        """
+        if not self.started or not (missing := list(self._missing())):
+            return
+        channels = [each for each in self.channels.values() if not each.ended]
+        what = ", ".join(f"{name}: packet {idx}" for name, idx in missing)
+        if not channels:
+            # Channels connect before main says a word, so none is still to come
+            # once main has ended; before, only where some have been and gone.
+            if not self.handshakes and (self.channels or self.main_ended):
+                raise PeerProtocolError(f"all channels have ended without {what}")
+            return
+        if self.activity.calls or any(d.queue.has_due for d in self.devices.values()):
+            return
+        if all(each.is_stuck for each in channels):
+            raise PeerProtocolError(f"all channels are full, and none brings {what}")
+
+    def check_main(self) -> None:
+        """Check that a main channel can still come.
+
+        Raises:
+          ConnectionLost: if all connections of a source are gone without one.
+        """
+        if self.activity.main_came.is_set() or not self.channels or self.handshakes:
+            return
+        if all(channel.ended for channel in self.channels.values()):
+            reason = "never came, and all other connections are gone"
+            raise ConnectionLost(reason, channel="main")
+
+    def _missing(self) -> Iterator[tuple[str, int]]:
+        for device in self.devices.values():
+            # Until its FULL section a device may still turn out to be main's.
+            if device.progress.transfer == "multifd" and device.missing is not None:
+                yield device.name, device.missing
+
+    async def _device_of(self, header: StateHeader) -> IncomingDevice:
+        key = (header.idstr, header.instance_id)
+        async with self._news:
+            while True:
+                device = self.devices.get(key)
+                if device is not None and device.announced:
+                    return device
+                if self.started or self.main_ended:
+                    raise PeerProtocolError(
+                        f"{header} of a device that was never announced",
+                        offset=header.offset,
+                    )
+                await self._news.wait()
+
+    async def _wait_for_room(
+        self, channel: Channel, device: IncomingDevice, header: StateHeader
+    ) -> None:
+        if not device.queue.budget.has_room(header.size):
+            self._over_budget.add(device)
+        channel.paused_at = (device, header)
+        try:
+            self.check_progress()
+            await device.arrived.wait()
+        finally:
+            channel.paused_at = None

@@ -1,0 +1,90 @@
+"""What a migration came to: plain values, the same for a session and for a capture."""
+
+from __future__ import annotations
+
+import enum
+
+import attrs
+
+
+class DeviceState(enum.Enum):
+    """How far one device has come."""
+
+    SETUP = "setup"
+    """Announced or expected; nothing was written to it."""
+    PRECOPY = "precopy"
+    """Takes data while the source's guest still runs."""
+    LOADING = "loading"
+    """Switchover has begun; takes the rest of its data and its config."""
+    COMPLETED = "completed"
+    """Has accepted its whole state."""
+    FAILED = "failed"
+    """Was aborted, or never got its whole state."""
+
+
+class SessionState(enum.Enum):
+    """How far a migration has come, in QEMU's words where it has them."""
+
+    SETUP = "setup"
+    """Waits for the main channel."""
+    ACTIVE = "active"
+    """The source's guest runs; pre-copy data may come."""
+    DEVICE = "device"
+    """Switchover has begun; the source's guest stands still."""
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@attrs.frozen
+class DeviceResult:
+    """What one device got, and what became of it."""
+
+    idstr: str
+    instance_id: int
+    status: str
+    """The value of a `DeviceState`; for a capture, ``complete`` or ``incomplete``."""
+    transfer: str | None
+    """``multifd`` or ``main``: how its data came after switchover; None: not known."""
+    errors: tuple[str, ...]
+    precopy_bytes: int
+    """Data before switchover, in bytes."""
+    data_bytes: int
+    """All data, pre-copy included, in bytes."""
+    buffers: int
+    """Data packets, or blocks of data after switchover on the main channel."""
+    sha256: str | None
+    """Of all data in load order, in hex; None if digests are off."""
+    config_bytes: int | None
+    """Size of the config blob between its marks; None if none came."""
+    config_sha256: str | None
+    starved: int
+    """How often its loader had to wait for the due buffer."""
+    seconds: float | None
+    """From the start of its loader to the device's acceptance; None before."""
+
+
+@attrs.frozen
+class ChannelResult:
+    """What came over one multifd channel."""
+
+    id: int
+    bytes: int
+    packets: int
+    """Packets of every kind, the initial one not counted."""
+    device_state_packets: int
+
+
+@attrs.frozen
+class MigrationResult:
+    """How a migration ended, or how far it has come."""
+
+    status: str
+    """The value of a `SessionState`."""
+    errors: tuple[str, ...]
+    devices: tuple[DeviceResult, ...]
+    channels: tuple[ChannelResult, ...]
+    switchover_seconds: float | None
+    """From SWITCHOVER_START to the last device's acceptance; None before."""
+    seconds: float
+    """From the first byte of the migration."""

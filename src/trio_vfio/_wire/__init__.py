@@ -1,0 +1,1 @@
+"""Bytes to packets and back, without I/O: no Trio, no descriptors, no clock."""

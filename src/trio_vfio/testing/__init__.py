@@ -1,0 +1,21 @@
+"""For tests of what is built on trio_vfio: no VM, no hardware, no waiting.
+
+Simulated devices take virtual time, links live in memory, and a scripted source
+makes any mistake a source can make. Everything runs under Trio's mock clock, so
+that a test is over at once and goes the same way every time. Needs no pytest.
+"""
+
+from __future__ import annotations
+
+from ._devices import (
+    Call as Call,
+    ContractViolation as ContractViolation,
+    SimulatedDevice as SimulatedDevice,
+)
+from ._links import Connect as Connect, MemoryListener as MemoryListener, link as link
+from ._source import (
+    ScriptedSource as ScriptedSource,
+    config_packet as config_packet,
+    data_packet as data_packet,
+    state_packets as state_packets,
+)

@@ -1,0 +1,457 @@
+"""Collaboration: what a cancel and a fault leave behind, at every stage.
+
+The invariant: when the block has ended, no device call is under way, every
+device that began was aborted exactly once, and the source was told at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_vfio import (
+    DeviceError,
+    Incoming,
+    MigrationFailed,
+    SessionState,
+    open_incoming,
+)
+from trio_vfio._wire._return_path import ReturnPathType
+from trio_vfio.testing import (
+    ScriptedSource,
+    SimulatedDevice,
+    link,
+    state_packets,
+)
+
+A, B, C, D = (f"0000:00:0{n}.0/vfio" for n in (4, 5, 6, 7))
+PONG = (ReturnPathType.PONG, 1)
+SHUT_1 = (ReturnPathType.SHUT, 1)
+
+
+class Told:
+    """Notes when the source hears the last word."""
+
+    def __init__(self) -> None:
+        self.at: float | None = None
+        self.frames: list[tuple[ReturnPathType, int | None]] = []
+
+    async def listen(self, source: ScriptedSource) -> None:
+        """Listen until the connection is closed."""
+        data = b""
+        while got := await source.main.receive_some():
+            data += bytes(got)
+            if b"\0\1\0\4" in data:
+                self.at = trio.current_time()
+
+
+async def cancelled_at(
+    stage: Callable[[ScriptedSource], Awaitable[None]],
+    device: SimulatedDevice,
+    seconds: float,
+    *,
+    grace: float | None = 10,
+) -> tuple[float, float | None, Incoming]:
+    """Cancel a migration after *seconds*; return when it ended and SHUT came."""
+    told = Told()
+    connect, there = link()
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as scope:
+            async with open_incoming(there, {A: device}, device_grace=grace) as incoming:
+                source = await ScriptedSource.connect(connect, channels=1)
+                nursery.start_soon(told.listen, source)
+                await source.begin(A, return_path=True)
+                await wait_all_tasks_blocked()
+                await stage(source)
+                await trio.sleep(seconds)
+                scope.cancel(reason="the test says so")
+                await incoming.wait_complete()
+        assert scope.cancelled_caught
+        ended = trio.current_time()
+    assert incoming.state.value is SessionState.CANCELLED
+    assert incoming.result().errors == ()
+    return ended, told.at, incoming
+
+
+async def idle(source: ScriptedSource) -> None:
+    """Leave the loader without the packet it waits for."""
+    await source.switch_over()
+    await source.packets(0, *state_packets(A, [b"a", b"b"])[1:])
+
+
+async def loading(source: ScriptedSource) -> None:
+    """Give the loader all it can want."""
+    await source.switch_over()
+    await source.packets(0, *state_packets(A, [b"a", b"b", b"c"]))
+    await source.end()
+
+
+async def before_start(source: ScriptedSource) -> None:
+    """Let packets queue that must not be loaded yet."""
+    await source.packets(0, *state_packets(A, [b"a"]))
+
+
+def names(device: SimulatedDevice) -> list[str]:
+    """Return the calls of *device*, in order."""
+    return [call.name for call in device.calls]
+
+
+async def test_cancel_while_the_loader_waits_for_a_packet(
+    autojump_clock: MockClock,
+) -> None:
+    """It leaves at once: nothing has to be seen to end."""
+    device = SimulatedDevice(seconds_per_call=2)
+    ended, told, _ = await cancelled_at(idle, device, 3)
+    assert (ended, told, device.aborted_at) == (3, 3, 3)
+    assert names(device) == ["begin", "abort"]
+
+
+async def test_cancel_before_the_switchover(autojump_clock: MockClock) -> None:
+    """What is queued is dropped; the device has begun, so it is aborted."""
+    device = SimulatedDevice(seconds_per_call=2)
+    ended, told, _ = await cancelled_at(before_start, device, 3)
+    assert (ended, told) == (3, 3)
+    assert names(device) == ["begin", "abort"]
+
+
+async def test_cancel_with_a_write_in_flight(autojump_clock: MockClock) -> None:
+    """The write is waited for, the source is told meanwhile, no buffer follows."""
+    device = SimulatedDevice(seconds_per_call=2)
+    ended, told, incoming = await cancelled_at(loading, device, 3)
+    assert told == 3
+    assert ended == device.aborted_at == 4
+    assert names(device) == ["begin", "write", "write", "abort"]
+    assert device.loaded == b"ab"
+    assert incoming.result().devices[0].data_bytes <= 2
+
+
+async def test_cancel_during_config(autojump_clock: MockClock) -> None:
+    """The config is waited for, and the state never accepted."""
+    device = SimulatedDevice(seconds_per_call=2)
+    ended, told, _ = await cancelled_at(loading, device, 7)
+    assert (ended, told, device.aborted_at) == (8, 7, 8)
+    assert names(device)[-2:] == ["load_config", "abort"]
+    assert not device.finished
+
+
+async def test_cancel_with_a_write_that_only_abort_ends(
+    autojump_clock: MockClock,
+) -> None:
+    """The device gets its grace, then one abort; the write's error is its echo."""
+    device = SimulatedDevice(hangs_in="write")
+    ended, told, _ = await cancelled_at(loading, device, 3)
+    assert (ended, told, device.aborted_at) == (13, 3, 13)
+    assert names(device) == ["begin", "write", "abort"]
+
+
+async def test_cancel_with_a_call_that_outlasts_even_abort(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A thread cannot be left behind: the wait goes on and says so."""
+    device = SimulatedDevice(hangs_in="load_config", seconds_after_abort=25)
+    with caplog.at_level(logging.WARNING, "trio_vfio"):
+        ended, _, _ = await cancelled_at(loading, device, 3)
+    assert ended == 3 + 10 + 25
+    waiting = f"{A}: still waiting for load_config to end"
+    assert caplog.messages == [waiting, waiting]
+
+
+async def test_without_a_grace_a_call_is_waited_for(autojump_clock: MockClock) -> None:
+    """``device_grace=None``: the abort comes only once the call has ended."""
+    device = SimulatedDevice(seconds_per_call=100)
+    ended, told, _ = await cancelled_at(loading, device, 3, grace=None)
+    assert (ended, told, device.aborted_at) == (100, 3, 100)
+
+
+async def test_cancel_while_the_device_begins(autojump_clock: MockClock) -> None:
+    """A device that hangs before it is ready can be aborted too."""
+    device = SimulatedDevice(hangs_in="begin")
+    ended, told, _ = await cancelled_at(before_start, device, 3)
+    assert (ended, told) == (13, 3)
+    assert names(device) == ["begin", "abort"]
+
+
+async def test_one_device_of_four_fails(autojump_clock: MockClock) -> None:
+    """The siblings stop at their next buffer; the completed one is aborted too."""
+    devices = {
+        A: SimulatedDevice(seconds_per_call=2),
+        B: SimulatedDevice(seconds_per_call=5),
+        C: SimulatedDevice(seconds_per_call=6, fails={"write": errno.ENOSPC}),
+        D: SimulatedDevice(seconds_per_call=1),
+    }
+    connect, there = link()
+    told = Told()
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(MigrationFailed) as failed:
+            async with open_incoming(there, devices) as incoming:
+                source = await ScriptedSource.connect(connect, channels=4)
+                nursery.start_soon(told.listen, source)
+                await source.begin(A, B, C, D, return_path=True)
+                await source.switch_over()
+                await source.packets(0, *state_packets(A, [b"x"] * 9))
+                await source.packets(1, *state_packets(B, [b"x"] * 9))
+                await source.packets(2, *state_packets(C, [b"x"] * 9))
+                await source.packets(3, *state_packets(D, [b"x"] * 2))
+                await source.end()
+                await incoming.wait_complete()
+    (fault,) = failed.value.exceptions
+    assert isinstance(fault, DeviceError)
+    assert (fault.idstr, fault.idx, fault.errno) == (C, 0, errno.ENOSPC)
+    assert str(fault) == (
+        f"{C}: write of buffer 0 at byte 0: ENOSPC: No space left on device"
+    )
+    assert told.at == 6
+    assert [each.aborted_at for each in devices.values()] == [6, 10, 6, 6]
+    assert devices[D].finished
+    assert [each.status for each in failed.value.result.devices] == ["failed"] * 4
+    assert [each.errors for each in failed.value.result.devices] == [
+        (), (), (str(fault),), (),
+    ]  # fmt: skip
+    assert failed.value.result.errors == (str(fault),)
+
+
+async def test_faults_that_come_before_a_device_is_aborted_join_the_group(
+    autojump_clock: MockClock,
+) -> None:
+    devices = {
+        A: SimulatedDevice(seconds_per_call=1, fails={"write": errno.EIO}),
+        B: SimulatedDevice(seconds_per_call=5, fails={"write": errno.ENODEV}),
+        C: SimulatedDevice(hangs_in="write"),
+    }
+    connect, there = link()
+    with pytest.raises(MigrationFailed) as failed:
+        async with open_incoming(there, devices) as incoming:
+            source = await ScriptedSource.connect(connect)
+            await source.begin(A, B, C)
+            await source.switch_over()
+            for name in devices:
+                await source.packets(0, *state_packets(name, [b"x"]))
+            await incoming.wait_complete()
+    assert [type(each) for each in failed.value.exceptions] == [DeviceError] * 2
+    assert [each.errno for each in failed.value.exceptions] == [  # type: ignore[attr-defined]
+        errno.EIO,
+        errno.ENODEV,
+    ]
+    assert [each.aborted_at for each in devices.values()] == [1, 5, 11]
+
+
+@pytest.mark.parametrize("call", ["begin", "write", "load_config", "finish"])
+async def test_each_call_that_fails_is_named(
+    autojump_clock: MockClock, call: str
+) -> None:
+    class Refuses:
+        precopy = None
+
+        def __getattr__(self, name: str) -> Callable[..., Awaitable[None]]:
+            async def method(*args: object) -> None:
+                if name == "write":
+                    for _ in args[0]:  # type: ignore[attr-defined]
+                        pass
+                if name == call:
+                    raise OSError(errno.EIO, "Input/output error")
+
+            return method
+
+    connect, there = link()
+    with pytest.raises(MigrationFailed) as failed:
+        async with open_incoming(there, {A: Refuses()}) as incoming:  # type: ignore[dict-item]
+            source = await ScriptedSource.connect(connect)
+            await source.begin(A)
+            await loading(source)
+            await incoming.wait_complete()
+    (fault,) = failed.value.exceptions
+    assert isinstance(fault, DeviceError)
+    assert (fault.operation, fault.errno) == (call, errno.EIO)
+    assert isinstance(fault.__cause__, OSError)
+
+
+async def test_an_abort_that_fails_is_a_fault_too(autojump_clock: MockClock) -> None:
+    """The device is in an unknown state then, which its user must hear."""
+    device = SimulatedDevice(fails={"write": errno.EIO, "abort": errno.ENXIO})
+    connect, there = link()
+    with pytest.raises(MigrationFailed) as failed:
+        async with open_incoming(there, {A: device}) as incoming:
+            source = await ScriptedSource.connect(connect)
+            await source.begin(A)
+            await loading(source)
+            await incoming.wait_complete()
+    assert [str(each) for each in failed.value.exceptions] == [
+        f"{A}: write of buffer 0 at byte 0: EIO: Input/output error",
+        f"{A}: abort: ENXIO: No such device or address",
+    ]
+
+
+async def test_a_device_that_returns_before_it_has_taken_all(
+    autojump_clock: MockClock,
+) -> None:
+    class Lazy:
+        precopy = None
+
+        async def begin(self) -> None: ...
+        async def write(self, buffers: object) -> None: ...
+        async def load_config(self, blob: bytes) -> None: ...
+        async def finish(self) -> None: ...
+        async def abort(self) -> None: ...
+
+    connect, there = link()
+    with pytest.raises(MigrationFailed) as failed:
+        async with open_incoming(there, {A: Lazy()}) as incoming:
+            source = await ScriptedSource.connect(connect)
+            await source.begin(A)
+            await loading(source)
+            await incoming.wait_complete()
+    (fault,) = failed.value.exceptions
+    assert str(fault) == f"{A}: write at byte 0: returned before all buffers were taken"
+
+
+async def test_a_device_with_tasks_of_its_own_may_fail_and_be_cancelled_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    """What it raises in a group with the cancel is its fault all the same."""
+
+    class Busy:
+        precopy = None
+
+        async def begin(self) -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.sleep_forever)
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    raise OSError(errno.EIO, "Input/output error")  # noqa: B012
+
+        async def write(self, buffers: object) -> None: ...
+        async def load_config(self, blob: bytes) -> None: ...
+        async def finish(self) -> None: ...
+        async def abort(self) -> None:
+            raise AssertionError("begin has failed, so there is nothing to abort")
+
+    connect, there = link()
+    with pytest.raises(MigrationFailed) as failed:
+        async with open_incoming(there, {A: Busy(), B: SimulatedDevice()}) as incoming:
+            source = await ScriptedSource.connect(connect, channels=1)
+            await source.begin(A)
+            await wait_all_tasks_blocked()
+            await source.channels[0].send_all(b"garbage" * 10)
+            await incoming.wait_complete()
+    assert [str(each) for each in failed.value.exceptions][1:] == [
+        f"{A}: begin: EIO: Input/output error"
+    ]
+
+
+async def test_what_the_block_raises_leaves_as_it_is(
+    autojump_clock: MockClock,
+) -> None:
+    """Bare, with its own type, after all devices were aborted."""
+    device = SimulatedDevice(seconds_per_call=2)
+    connect, there = link()
+    with pytest.raises(KeyError, match="mine"):
+        async with open_incoming(there, {A: device}):
+            source = await ScriptedSource.connect(connect)
+            await source.begin(A)
+            await loading(source)
+            await trio.sleep(1)
+            raise KeyError("mine")
+    assert device.aborted_at == trio.current_time() == 2
+
+
+async def test_leaving_the_block_early_aborts(autojump_clock: MockClock) -> None:
+    device = SimulatedDevice(seconds_per_call=2)
+    connect, there = link()
+    async with open_incoming(there, {A: device}) as incoming:
+        source = await ScriptedSource.connect(connect)
+        await source.begin(A)
+        await loading(source)
+        await trio.sleep(1)
+    assert device.aborted_at == trio.current_time() == 2
+    assert incoming.state.value is SessionState.CANCELLED
+
+
+async def test_before_shut_has_the_last_word(autojump_clock: MockClock) -> None:
+    """If it raises, the source hears of failure and every device is aborted."""
+    device = SimulatedDevice()
+    connect, there = link()
+
+    async def refuse(result: object) -> None:
+        assert device.finished
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        async with open_incoming(there, {A: device}, before_shut=refuse) as incoming:
+            source = await ScriptedSource.connect(connect, channels=1)
+            await source.begin(A, return_path=True)
+            await loading(source)
+            await incoming.wait_complete()
+    assert device.aborted_at is not None
+    assert await source.heard() == [PONG, SHUT_1]
+    assert incoming.state.value is SessionState.FAILED
+    assert incoming.result().errors == ("OSError: [Errno 28] No space left on device",)
+
+
+async def test_a_source_that_cannot_hear_of_success_makes_it_a_failure(
+    autojump_clock: MockClock,
+) -> None:
+    """It resumes its guest, so the device must not run here as well."""
+    device = SimulatedDevice(seconds_per_call=1)
+    connect, there = link()
+    with pytest.raises(MigrationFailed) as failed:
+        async with open_incoming(there, {A: device}) as incoming:
+            source = await ScriptedSource.connect(connect, channels=1)
+            await source.begin(A, return_path=True)
+            await loading(source)
+            await trio.sleep(2)
+            await source.main.aclose()
+            await incoming.wait_complete()
+    assert "main: the return path broke" in str(failed.value.exceptions[0])
+    assert device.finished
+    assert device.aborted_at is not None
+
+
+async def test_after_success_nothing_fails_the_migration(
+    autojump_clock: MockClock,
+) -> None:
+    """Neither garbage on a channel nor leaving the block by an exception."""
+    device = SimulatedDevice()
+    connect, there = link()
+    with pytest.raises(KeyError):
+        async with open_incoming(there, {A: device}) as incoming:
+            source = await ScriptedSource.connect(connect, channels=1)
+            await source.begin(A, return_path=True)
+            await loading(source)
+            await incoming.wait_complete()
+            await source.packets(0, b"garbage" * 100)
+            await wait_all_tasks_blocked()
+            raise KeyError
+    assert incoming.state.value is SessionState.COMPLETED
+    assert device.aborted_at is None
+
+
+async def test_a_fault_cancels_a_block_that_waits_for_something_else(
+    autojump_clock: MockClock,
+) -> None:
+    connect, there = link()
+    with pytest.raises(MigrationFailed):
+        async with open_incoming(there, {A: SimulatedDevice()}):
+            source = await ScriptedSource.connect(connect)
+            await source.packets(0, b"garbage" * 100)
+            await source.begin(A)
+            await trio.sleep_forever()
+
+
+async def test_wait_complete_raises_where_the_cancel_does_not_reach(
+    autojump_clock: MockClock,
+) -> None:
+    connect, there = link()
+    with pytest.raises(MigrationFailed) as outside:
+        async with open_incoming(there, {A: SimulatedDevice()}) as incoming:
+            source = await ScriptedSource.connect(connect)
+            await source.main.send_all(b"QEVM\0\0\0\2")
+            with trio.CancelScope(shield=True):
+                with pytest.raises(MigrationFailed) as inside:
+                    await incoming.wait_complete()
+    assert inside.value.exceptions == outside.value.exceptions
