@@ -10,15 +10,14 @@ _NEEDS = frozenset({"click", "rich"})
 def main() -> int:
     """Run the command. Returns its exit status."""
     try:
-        from ._cli._main import run_command
+        from ._cli._main import run_command  # noqa: PLC0415 (may be missing)
     except ModuleNotFoundError as error:
         # Only what the extra brings: anything else missing is a fault of ours.
         if error.name is None or error.name.partition(".")[0] not in _NEEDS:
             raise
-        print(
+        sys.stderr.write(
             "trio-vfio: error: the command needs more packages:"
-            " pip install 'trio-vfio[cli]'",
-            file=sys.stderr,
+            " pip install 'trio-vfio[cli]'\n"
         )
         return 1
     return run_command()

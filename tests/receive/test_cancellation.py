@@ -199,6 +199,7 @@ async def test_one_device_of_four_fails(autojump_clock: MockClock) -> None:
                 await source.packets(3, *state_packets(D, [b"x"] * 2))
                 await source.end()
                 await incoming.wait_complete()
+    assert len(failed.value.exceptions) == 1, list(map(str, failed.value.exceptions))
     (fault,) = failed.value.exceptions
     assert isinstance(fault, DeviceError)
     assert (fault.idstr, fault.idx, fault.errno) == (C, 0, errno.ENOSPC)
@@ -264,6 +265,7 @@ async def test_each_call_that_fails_is_named(
             await source.begin(A)
             await loading(source)
             await incoming.wait_complete()
+    assert len(failed.value.exceptions) == 1, list(map(str, failed.value.exceptions))
     (fault,) = failed.value.exceptions
     assert isinstance(fault, DeviceError)
     assert (fault.operation, fault.errno) == (call, errno.EIO)
@@ -305,6 +307,7 @@ async def test_a_device_that_returns_before_it_has_taken_all(
             await source.begin(A)
             await loading(source)
             await incoming.wait_complete()
+    assert len(failed.value.exceptions) == 1, list(map(str, failed.value.exceptions))
     (fault,) = failed.value.exceptions
     assert str(fault) == f"{A}: write at byte 0: returned before all buffers were taken"
 

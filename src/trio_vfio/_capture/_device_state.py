@@ -79,7 +79,7 @@ def collect_device(
     """
     main = scan.devices.get(key, MainDevice())
     ordered = sorted(packets, key=lambda packet: packet.idx)
-    faults = [*_of_announcement(scan, main, bool(ordered)), *_of_order(ordered)]
+    faults = [*_of_announcement(scan, main, multifd=bool(ordered)), *_of_order(ordered)]
     if ordered:
         buffers, config = _multifd_state(capture, ordered, faults)
     else:
@@ -112,7 +112,7 @@ def packet_data(
 
 
 def _of_announcement(
-    scan: MainScan, main: MainDevice, multifd: bool
+    scan: MainScan, main: MainDevice, *, multifd: bool
 ) -> Generator[str, None, None]:
     """Tell what the main stream says against the device's packets.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import attrs
 import trio
@@ -18,7 +20,7 @@ from ._device_state import DeviceCapture, packet_data
 from ._main_scan import DeviceKey, read_main
 from ._report import CaptureScan, scan_capture
 
-_GRACE = 10.0
+_GRACE: Final = 10.0
 
 
 async def extract(
@@ -26,7 +28,8 @@ async def extract(
 ) -> tuple[DeviceKey, ...]:
     """Write the state of each device that is whole to a snapshot in *directory*.
 
-    A device that is not is left out: half a state is of no use to anyone.
+    A device that is not is left out: half a state is of no use to anyone. If no
+    device is whole, nothing is written.
 
     If it fails or is cancelled, no file of the snapshot is left.
 
@@ -41,8 +44,12 @@ async def extract(
     """
     scan = scan_capture(path, page_size)
     whole = [device for device in scan.devices if not device.faults]
+    if not whole:
+        return ()
     snapshot = SnapshotDirectory(directory)
-    sinks = {device.key: snapshot(*device.key) for device in whole}
+    sinks: dict[DeviceKey, StateSink] = {
+        device.key: snapshot(*device.key) for device in whole
+    }
     begun: list[StateSink] = []
     try:
         for sink in sinks.values():
@@ -55,7 +62,8 @@ async def extract(
     except BaseException:
         with trio.move_on_after(_GRACE, shield=True):
             for sink in begun:
-                await sink.abort()
+                with suppress(OSError):
+                    await sink.abort()
         raise
     return tuple(sinks)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Final, final
@@ -170,7 +170,8 @@ class _Player:
         self, stream: trio.abc.Stream, file: BufferedReader, count: int = sys.maxsize
     ) -> bool:
         """Send the next *count* bytes. Returns whether the destination took them."""
-        while data := file.read(min(count, self.piece)):
+        # From the page cache, as a rule: a thread would cost more than the read.
+        while data := file.read(min(count, self.piece)):  # noqa: ASYNC232
             try:
                 await stream.send_all(data)
             except trio.BrokenResourceError:
@@ -186,7 +187,5 @@ async def _end(stream: trio.abc.Stream) -> None:
     if not isinstance(stream, trio.abc.HalfCloseableStream):
         await stream.aclose()
         return
-    try:
+    with suppress(trio.BrokenResourceError):
         await stream.send_eof()
-    except trio.BrokenResourceError:
-        pass

@@ -17,7 +17,7 @@ from ._tables import (
     add_rows,
     channel_table,
     console,
-    device_table,
+    digest,
     print_json,
     table,
 )
@@ -69,38 +69,55 @@ def inspect(
 
 def _print_tables(report: CaptureReport) -> None:
     out = console()
-    out.print(device_table(report.devices))
+    out.print(_device_table(report))
     out.print(channel_table(report.channels))
     out.print(_packet_table(report))
     out.print(_main_table(report))
     out.print(cell(f"{report.status}: {report.main_bytes} bytes on the main channel"))
 
 
-def _packet_table(report: CaptureReport) -> Table:
-    made = table(
-        "device-state packets",
-        ">channel",
-        "device",
-        ">idx",
-        ">flags",
-        ">bytes",
-        ">offset",
-    )
-    add_rows(
-        made,
+def _device_table(report: CaptureReport) -> Table:
+    sizes = ">pre-copy", ">bytes", ">buffers", ">config"
+    made = table("devices", "device", "status", "transfer", *sizes, "sha256")
+    rows = (
         (
-            (p.channel, device_name(p.idstr, p.instance_id), p.idx, p.flags)
-            + (p.bytes, p.offset)
-            for p in report.packets
-        ),
+            device_name(device.idstr, device.instance_id),
+            device.status,
+            device.transfer,
+            device.precopy_bytes,
+            device.data_bytes,
+            device.buffers,
+            device.config_bytes,
+            digest(device.sha256),
+        )
+        for device in report.devices
     )
+    add_rows(made, rows)
+    return made
+
+
+def _packet_table(report: CaptureReport) -> Table:
+    columns = ">channel", "device", ">idx", ">flags", ">bytes", ">offset"
+    made = table("device-state packets", *columns)
+    rows = (
+        (
+            packet.channel,
+            device_name(packet.idstr, packet.instance_id),
+            packet.idx,
+            packet.flags,
+            packet.bytes,
+            packet.offset,
+        )
+        for packet in report.packets
+    )
+    add_rows(made, rows)
     return made
 
 
 def _main_table(report: CaptureReport) -> Table:
     made = table("main channel", ">offset", "kind", ">section", "what")
-    add_rows(
-        made,
-        ((r.offset, r.kind, r.section_id, r.what) for r in report.main),
+    rows = (
+        (each.offset, each.kind, each.section_id, each.what) for each in report.main
     )
+    add_rows(made, rows)
     return made

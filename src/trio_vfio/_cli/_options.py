@@ -10,7 +10,8 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from .. import FileDevice, NullDevice, StateSink
+from .. import StateSink
+from .._device import FileDevice, NullDevice
 from ._plain import Settings
 
 _F = TypeVar("_F", bound=Callable[..., Any])

@@ -16,10 +16,10 @@ from .. import (
     Incoming,
     MigrationResult,
     SessionState,
-    SnapshotDirectory,
     StateSink,
     open_incoming,
 )
+from .._device import SnapshotDirectory
 from .._errors import describe
 from ._options import DeviceArgument, Seconds, json_option, traceback_option
 from ._plain import plain, show_error

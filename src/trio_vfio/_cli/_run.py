@@ -42,7 +42,7 @@ async def _supervise(work: Work) -> signal.Signals | None:
     return received[0] if scope.cancelled_caught else None
 
 
-async def _cancel_on_signal(
+async def _cancel_on_signal(  # noqa: ASYNC114
     scope: trio.CancelScope,
     received: list[signal.Signals],
     task_status: trio.TaskStatus[None],

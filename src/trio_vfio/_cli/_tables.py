@@ -8,6 +8,7 @@ from typing import Final, TextIO
 
 import attrs
 import click
+import rich.box
 import rich.console
 import rich.table
 
@@ -15,7 +16,7 @@ from .._errors import device_name
 from .._result import ChannelResult, DeviceResult, MigrationResult
 from ._plain import cell
 
-_DIGEST_SHOWN: Final = 16
+_DIGEST_SHOWN: Final = 8
 _WIDTH_OF_A_FILE: Final = 160
 
 
@@ -34,12 +35,17 @@ def console(file: TextIO | None = None) -> rich.console.Console:
 
 def table(title: str, *columns: str) -> rich.table.Table:
     """Make a table. A column whose name begins with ``>`` is aligned right."""
-    made = rich.table.Table(title=cell(title), title_justify="left")
+    made = rich.table.Table(
+        title=cell(title),
+        title_justify="left",
+        box=rich.box.SIMPLE,
+        collapse_padding=True,
+        pad_edge=False,
+    )
     for column in columns:
-        justify = "right" if column.startswith(">") else "left"
-        made.add_column(
-            cell(column.removeprefix(">")), justify=justify, overflow="fold"
-        )
+        name = cell(column.removeprefix(">"))
+        right = column.startswith(">")
+        made.add_column(name, justify="right" if right else "left", overflow="fold")
     return made
 
 
@@ -51,20 +57,21 @@ def add_rows(to: rich.table.Table, rows: Iterable[Sequence[object]]) -> None:
 
 def device_table(devices: Iterable[DeviceResult]) -> rich.table.Table:
     """Make the table of what became of each device."""
-    made = table(
-        "devices",
-        "device",
-        "status",
-        "transfer",
-        ">pre-copy",
-        ">bytes",
-        ">buffers",
-        ">config",
-        ">starved",
-        ">seconds",
-        "sha256",
+    columns = "device", "status", ">bytes", ">buffers", ">starved", ">seconds", "sha256"
+    made = table("devices", *columns)
+    rows = (
+        (
+            device_name(device.idstr, device.instance_id),
+            device.status,
+            device.data_bytes,
+            device.buffers,
+            device.starved,
+            seconds(device.seconds),
+            digest(device.sha256),
+        )
+        for device in devices
     )
-    add_rows(made, (_device_row(device) for device in devices))
+    add_rows(made, rows)
     return made
 
 
@@ -96,18 +103,3 @@ def seconds(value: float | None) -> str:
 def digest(value: str | None) -> str:
     """Return enough of a digest to tell it from others."""
     return "" if value is None else f"{value[:_DIGEST_SHOWN]}..."
-
-
-def _device_row(device: DeviceResult) -> Sequence[object]:
-    return (
-        device_name(device.idstr, device.instance_id),
-        device.status,
-        device.transfer,
-        device.precopy_bytes,
-        device.data_bytes,
-        device.buffers,
-        device.config_bytes,
-        device.starved,
-        seconds(device.seconds),
-        digest(device.sha256),
-    )

@@ -6,13 +6,16 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import final
+from typing import Final, final
 
 import attrs
 
 from ._files import create, sync_directory, write_file
 from ._worker import Worker
 from ._writing import write_buffers
+
+# In place of a descriptor. System calls refuse it.
+_CLOSED: Final = -1
 
 
 def _beside(path: Path, suffix: str) -> Path:
@@ -30,8 +33,10 @@ class FileDevice:
 
     Args:
       path: where the data goes. Its directory must be there at `begin`.
-      before_open: called in `begin`, in its worker thread, before anything is
+      before_open: called in a worker thread, in `begin`, before anything is
         opened; what it raises fails `begin`.
+      before_remove: called in a worker thread, in `abort`, before any file is
+        removed; what it raises fails `abort`, but the files are removed.
     """
 
     path: Path = attrs.field(converter=Path, on_setattr=attrs.setters.frozen)
@@ -39,11 +44,14 @@ class FileDevice:
     _before_open: Callable[[], None] | None = attrs.field(
         default=None, alias="before_open", kw_only=True
     )
+    _before_remove: Callable[[], None] | None = attrs.field(
+        default=None, alias="before_remove", kw_only=True
+    )
 
     precopy: bool | None = attrs.field(default=None, init=False)
     """Always None: a file takes data whenever it comes."""
     _worker: Worker = attrs.field(factory=Worker, init=False)
-    _fd: int | None = attrs.field(default=None, init=False)
+    _fd: int = attrs.field(default=_CLOSED, init=False)
     _has_config: bool = attrs.field(default=False, init=False)
     _placed: list[Path] = attrs.field(factory=list[Path], init=False)
 
@@ -71,7 +79,6 @@ class FileDevice:
           OSError: if a write fails; the text says how much of the buffer was
             written. ECANCELED if the device was aborted.
         """
-        assert self._fd is not None, "write comes between begin and finish"
         await self._worker.run(write_buffers, self._fd, buffers, self._worker.check)
 
     async def load_config(self, blob: bytes) -> None:
@@ -138,7 +145,6 @@ class FileDevice:
     def _place(self) -> None:
         # Success makes the source drop its guest. This may then be the only
         # copy, which must not be lost to a power failure.
-        assert self._fd is not None, "finish comes after begin"
         os.fsync(self._fd)
         self._close()
         # The data comes last: a new data file has its config.
@@ -154,8 +160,8 @@ class FileDevice:
         self._placed.append(final_path)
 
     def _close(self) -> None:
-        if self._fd is not None:
-            fd, self._fd = self._fd, None
+        if self._fd != _CLOSED:
+            fd, self._fd = self._fd, _CLOSED
             os.close(fd)
 
     def _remove(self) -> None:
@@ -163,3 +169,5 @@ class FileDevice:
             for path in (self._data_part, self._config_part, *self._placed):
                 stack.callback(path.unlink, missing_ok=True)
             stack.callback(self._close)
+            if self._before_remove is not None:
+                stack.callback(self._before_remove)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
 import threading
 from pathlib import Path
-from typing import Final, final
+from typing import Final, TypeAlias, final
 
 import attrs
 
 from .._errors import device_name
-from .._result import DeviceResult, MigrationResult
+from .._result import DeviceResult, DeviceState, MigrationResult
 from ._file import FileDevice
 from ._files import sync_directory, write_file
 from ._worker import Worker
 
 MANIFEST: Final = "manifest.json"
+
+Entry: TypeAlias = dict[str, str | int | None]
 
 # Cut off long before the 255 bytes that a file system takes, to leave room for
 # the hash and the suffixes.
@@ -48,9 +51,10 @@ class SnapshotDirectory:
     object is for one migration.
 
     The first device's `begin` makes the directory, if it is not there, with mode
-    0700, and removes the manifest of an earlier snapshot in it. So if there is
-    a manifest, it describes a whole snapshot. Data of an earlier one is replaced
-    device by device; files of devices that did not come again stay.
+    0700, and removes the manifest of an earlier snapshot in it; an `abort` of any
+    device removes the manifest of this one. So if there is a manifest, it
+    describes a whole snapshot. Data of an earlier one is replaced device by
+    device; files of devices that did not come again stay.
     """
 
     path: Path = attrs.field(converter=Path, on_setattr=attrs.setters.frozen)
@@ -59,9 +63,11 @@ class SnapshotDirectory:
     _devices: dict[str, FileDevice] = attrs.field(
         factory=dict[str, FileDevice], init=False
     )
-    # Devices begin in several threads at once.
-    _preparing: threading.Lock = attrs.field(factory=threading.Lock, init=False)
+    # Devices begin and abort in several threads at once, also while another
+    # writes the manifest. Guards what follows, and the manifest itself.
+    _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
     _prepared: bool = attrs.field(default=False, init=False)
+    _aborted: bool = attrs.field(default=False, init=False)
 
     def __call__(self, idstr: str, instance_id: int) -> FileDevice:
         """Return the device that keeps the state of *idstr*. Does no I/O.
@@ -71,32 +77,42 @@ class SnapshotDirectory:
         """
         name = data_name(idstr, instance_id)
         if name in self._devices:
-            raise ValueError(
-                f"{device_name(idstr, instance_id)}: already in the snapshot {self.path}"
-            )
-        device = FileDevice(self.path / name, before_open=self._prepare)
+            what = device_name(idstr, instance_id)
+            raise ValueError(f"{what}: already in the snapshot {self.path}")
+        device = FileDevice(
+            self.path / name, before_open=self._prepare, before_remove=self._discard
+        )
         self._devices[name] = device
         return device
 
     async def write_manifest(self, result: MigrationResult) -> None:
-        """Write the manifest, once the migration is complete.
+        """Write the manifest, once every device of the snapshot has finished.
 
-        Devices that did not come from here are left out. Digests are null if the
-        session made none.
+        Fits as `open_incoming`'s ``before_shut``. Devices that did not come from
+        here are left out. Digests are null if the session made none.
 
-        If this fails or is cancelled, there is no manifest.
+        If this fails, or is cancelled before it began, there is no manifest.
 
         Raises:
-          ValueError: if the migration is not complete: then there is no whole
+          ValueError: if a device is not complete: then there is no whole
             snapshot to describe.
-          OSError: if it cannot be written.
+          OSError: if it cannot be written. ECANCELED if a device was aborted.
         """
-        if result.status != "completed":
-            raise ValueError(f"no snapshot: the migration is {result.status}")
-        await Worker().run(self._write_manifest, result)
+        entries: list[Entry] = []
+        for device in result.devices:
+            name = data_name(device.idstr, device.instance_id)
+            if name not in self._devices:
+                continue
+            if device.status != DeviceState.COMPLETED.value:
+                what = device_name(device.idstr, device.instance_id)
+                raise ValueError(f"no whole snapshot: {what} is {device.status}")
+            entries.append(_entry(name, device))
+        await Worker().run(self._write_manifest, entries)
+
+    # What follows runs in worker threads.
 
     def _prepare(self) -> None:
-        with self._preparing:
+        with self._lock:
             if self._prepared:
                 return
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -104,22 +120,33 @@ class SnapshotDirectory:
             sync_directory(self.path)
             self._prepared = True
 
-    def _write_manifest(self, result: MigrationResult) -> None:
+    def _write_manifest(self, entries: list[Entry]) -> None:
         # A migration may well be complete without a device.
         self._prepare()
-        entries = [
-            _entry(name, device)
-            for device in result.devices
-            if (name := data_name(device.idstr, device.instance_id)) in self._devices
-        ]
         text = json.dumps({"format": 1, "devices": entries}, indent=2) + "\n"
         part = self.path / f"{MANIFEST}.part"
-        write_file(part, text.encode("ascii"))
-        part.replace(self.path / MANIFEST)
-        sync_directory(self.path)
+        with self._lock:
+            if self._aborted:
+                raise OSError(errno.ECANCELED, "a device of the snapshot was aborted")
+            try:
+                write_file(part, text.encode("ascii"))
+                part.replace(self.path / MANIFEST)
+                sync_directory(self.path)
+            except BaseException:
+                self._remove_manifest()
+                raise
+
+    def _discard(self) -> None:
+        with self._lock:
+            self._aborted = True
+            self._remove_manifest()
+
+    def _remove_manifest(self) -> None:
+        for name in (f"{MANIFEST}.part", MANIFEST):
+            (self.path / name).unlink(missing_ok=True)
 
 
-def _entry(name: str, device: DeviceResult) -> dict[str, str | int | None]:
+def _entry(name: str, device: DeviceResult) -> Entry:
     has_config = device.config_bytes is not None
     return {
         "idstr": device.idstr,

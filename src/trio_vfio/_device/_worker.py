@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import TypeVar, TypeVarTuple, Unpack, final
+from typing import TypeVar, TypeVarTuple, final
 
 import attrs
 import trio
@@ -41,9 +41,7 @@ class Worker:
     # Written in Trio's thread, read in the worker.
     _stopped: bool = attrs.field(default=False, init=False)
 
-    async def run(
-        self, function: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]
-    ) -> T:
+    async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """Call *function* in a thread and wait until it has ended.
 
         If cancelled before, it is not called. If cancelled meanwhile, it is
@@ -55,9 +53,7 @@ class Worker:
         finally:
             ended.set()
 
-    async def run_abort(
-        self, function: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]
-    ) -> T:
+    async def run_abort(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """Call *function* in a thread, beside a call that may be under way."""
         return await trio.to_thread.run_sync(
             function, *args, limiter=self._abort_limiter

@@ -55,8 +55,8 @@ def _write_all(fd: int, buffer: memoryview, check: Callable[[], None]) -> None:
             raise _with_progress(error, done, len(buffer)) from error
         if count == 0:
             # Trying again, as QEMU 10 does, may go on for ever.
-            error = OSError(errno.EIO, "the descriptor accepted 0 bytes")
-            raise _with_progress(error, done, len(buffer))
+            nothing = OSError(errno.EIO, "the descriptor accepted 0 bytes")
+            raise _with_progress(nothing, done, len(buffer))
         done += count
         refused = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import final
 
 import attrs
@@ -79,8 +80,11 @@ class Activity:
             return
         raise DeadlineExceeded("first-connection", seconds, "no source has connected")
 
-    async def watch_switchover(self) -> None:
+    async def watch_switchover(self, waiting_for: Callable[[], str]) -> None:
         """Give the switchover its time.
+
+        Args:
+          waiting_for: says what has not come.
 
         Raises:
           DeadlineExceeded: when it is over; cancel this on success.
@@ -89,11 +93,15 @@ class Activity:
             return
         await self.switchover_began.wait()
         await trio.sleep(seconds)
-        raise DeadlineExceeded("switchover", seconds, "not every device is loaded")
+        raise DeadlineExceeded("switchover", seconds, waiting_for())
 
-    async def watch_silence(self) -> None:
-        """Watch while a source must not be silent: without a main channel,
-        and from the switchover on.
+    async def watch_silence(self, waiting_for: Callable[[], str]) -> None:
+        """Watch while a source must not be silent.
+
+        That is without a main channel, and from the switchover on.
+
+        Args:
+          waiting_for: says what has not come.
 
         Raises:
           DeadlineExceeded: if nothing happens; cancel this on success.
@@ -101,17 +109,19 @@ class Activity:
         if (seconds := self.deadlines.silence) is None:
             return
         await self.connected.wait()
-        await self._watch(seconds, self.main_came, "no main channel has come")
+        await self._watch(seconds, self.main_came, waiting_for)
         await self.switchover_began.wait()
-        await self._watch(seconds, trio.Event(), "nothing comes any more")
+        await self._watch(seconds, trio.Event(), waiting_for)
 
-    async def _watch(self, seconds: float, until: trio.Event, what: str) -> None:
+    async def _watch(
+        self, seconds: float, until: trio.Event, waiting_for: Callable[[], str]
+    ) -> None:
         while not until.is_set():
             if self.calls:
                 # Its end counts as an event, so it is soon enough to look then.
                 self.touch()
             left = self._last + seconds - trio.current_time()
             if left <= 0:
-                raise DeadlineExceeded("silence", seconds, what)
+                raise DeadlineExceeded("silence", seconds, waiting_for())
             with trio.move_on_after(left):
                 await until.wait()

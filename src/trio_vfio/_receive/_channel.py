@@ -24,15 +24,15 @@ async def receive_channel(
         inside a packet, or its end leaves a device without a packet.
       ConnectionLost: if the connection breaks inside a packet.
     """
-    decoder = ChannelDecoder(page_size)
+    channel.decoder = decoder = ChannelDecoder(page_size)
     try:
         await _receive(stream, decoder, channel, router)
     except PeerProtocolError as error:
-        if error.channel is None:
+        if error.channel is None and error.offset is not None:
             error.channel = channel.name
         raise
-    finally:
-        router.end_channel(channel)
+    # Not after a cancel, lest it looked as if the channel had come to its end.
+    router.end_channel(channel)
     router.check_progress()
     router.check_main()
 
@@ -55,9 +55,7 @@ async def _receive(
             decoder.received_eof()
             return
         router.activity.touch()
-        events = decoder.received(count)
-        channel.bytes = decoder.position
-        for event in events:
+        for event in decoder.received(count):
             match event:
                 case StatePacket():
                     await router.device(event.header).put(event)

@@ -15,6 +15,7 @@ import trio
 
 from .._errors import ConnectionLost, PeerProtocolError, device_name
 from .._values import AsyncValue
+from .._wire._channel_decoder import ChannelDecoder
 from .._wire._limits import MAX_DEVICES
 from .._wire._main_events import Section
 from .._wire._multifd import INITIAL_SIZE, StateHeader
@@ -30,7 +31,8 @@ class Channel:
     """One multifd channel that has said its id."""
 
     id: int
-    bytes: int = attrs.field(default=INITIAL_SIZE, init=False)
+    decoder: ChannelDecoder | None = attrs.field(default=None, init=False)
+    """None until the page size is known, before which nothing can be decoded."""
     packets: int = attrs.field(default=0, init=False)
     device_state_packets: int = attrs.field(default=0, init=False)
     ended: bool = attrs.field(default=False, init=False)
@@ -43,6 +45,11 @@ class Channel:
     def name(self) -> str:
         """What messages call it."""
         return f"channel {self.id}"
+
+    @property
+    def bytes(self) -> int:
+        """How many have come."""
+        return INITIAL_SIZE if self.decoder is None else self.decoder.position
 
     @property
     def is_stuck(self) -> bool:
@@ -76,6 +83,8 @@ class Router:
     started: bool = attrs.field(default=False, init=False)
     """Whether SWITCHOVER_START was handled."""
     main_ended: bool = attrs.field(default=False, init=False)
+    _stuck: bool = attrs.field(default=False, init=False)
+    """Whether `check_progress` has found it so: it is one fault, whoever asks."""
     _news: trio.Condition = attrs.field(factory=trio.Condition, init=False)
     """Notified when a device is announced, and at SWITCHOVER_START."""
     _over_budget: set[IncomingDevice] = attrs.field(
@@ -194,7 +203,9 @@ class Router:
           PeerProtocolError: if all channels are gone, or all wait for packets
             that are behind them: a source that keeps the order cannot do that.
         """
-        if not self.started or not (missing := list(self._missing())):
+        if self._stuck or not self.started:
+            return
+        if not (missing := list(self._missing())):
             return
         channels = [each for each in self.channels.values() if not each.ended]
         what = ", ".join(f"{name}: packet {idx}" for name, idx in missing)
@@ -202,12 +213,31 @@ class Router:
             # Channels connect before main says a word, so none is still to come
             # once main has ended; before, only where some have been and gone.
             if not self.handshakes and (self.channels or self.main_ended):
+                self._stuck = True
                 raise PeerProtocolError(f"all channels have ended without {what}")
             return
         if self.activity.calls or any(d.queue.has_due for d in self.devices.values()):
             return
         if all(each.is_stuck for each in channels):
+            self._stuck = True
             raise PeerProtocolError(f"all channels are full, and none brings {what}")
+
+    def waiting_for(self) -> str:
+        """Say what has not come, for a deadline that has passed."""
+        if not self.activity.main_came.is_set():
+            return "no main channel has come"
+        what = [] if self.main_ended else ["the end of main"]
+        for channel in self.channels.values():
+            decoder = channel.decoder
+            if decoder is not None and decoder.inside_packet and not channel.ended:
+                at = decoder.packet_offset
+                what.append(f"{channel.name}: the rest of the packet at byte {at}")
+        for device in self.devices.values():
+            if device.calls.running is not None:
+                what.append(f"{device.name}: {device.calls.running} to end")
+            elif (missing := device.missing) is not None:
+                what.append(f"{device.name}: packet {missing}")
+        return "waiting for " + ", ".join(what)
 
     def check_main(self) -> None:
         """Check that a main channel can still come.

@@ -101,8 +101,9 @@ class Session:
                 async with trio.open_nursery() as nursery:
                     self._nursery = nursery
                     self.spawn(self.activity.watch_first_connection)
-                    self.spawn(self.activity.watch_switchover)
-                    self.spawn(self.activity.watch_silence)
+                    waiting_for = self.router.waiting_for
+                    self.spawn(self.activity.watch_switchover, waiting_for)
+                    self.spawn(self.activity.watch_silence, waiting_for)
                     await serve()
                     nursery.cancel_scope.cancel(reason="the migration is complete")
         finally:

@@ -67,6 +67,11 @@ class ChannelDecoder:
         """Whether the channel may not end here."""
         return bool(self._header_bytes or self._drop or self._pending)
 
+    @property
+    def packet_offset(self) -> int:
+        """Where the packet begins that came last, in bytes."""
+        return self._offset
+
     def buffers(self) -> list[memoryview]:
         """Return where the next bytes belong: fill them in order, from the first."""
         if self._pending is not None and self._data is None:
@@ -114,8 +119,10 @@ class ChannelDecoder:
 
         Returns: the packet, if it has no data and so is whole already.
         """
-        if self._pending is None or len(buffer) != self._pending.size:
-            raise RuntimeError("no header, or one of another size")
+        if self._pending is None or self._data is not None:
+            raise RuntimeError("no header waits to be accepted")
+        if len(buffer) != self._pending.size:
+            raise RuntimeError(f"{len(buffer)} bytes of memory for {self._pending}")
         self._data = memoryview(buffer)
         self._data_bytes = 0
         return None if buffer else self._finish_packet()

@@ -1,0 +1,253 @@
+"""The contract of a device, as a check that anyone may run on their own."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Final, TypeAlias, final
+
+import attrs
+import trio
+
+from .._device._port import StateSink
+
+ReadBack: TypeAlias = Callable[[StateSink], Awaitable[bytes]]
+
+# How long a call may take that has nothing to wait for, in seconds.
+_PATIENCE: Final = 10.0
+
+# Odd sizes, the last one larger than a pipe or a socket takes at once.
+_SIZES: Final = (1, 4096, 10_007, 400_001)
+_CONFIG: Final = b"config blob"
+
+_PIECE: Final = b"0123456789abcdef" * 1024
+_RUN: Final = 16
+
+
+async def check_state_sink(
+    make: Callable[[], StateSink], read_back: ReadBack | None = None
+) -> None:
+    """Drive devices the way sessions do, and check that they keep to `StateSink`.
+
+    Each part of the check makes a new device and leaves it finished or aborted.
+    With a device that works in threads, run it on Trio's own clock: an autojump
+    clock jumps past what a thread still does. A call that neither ends by itself
+    nor by ``abort`` hangs the check.
+
+    Args:
+      make: returns a new device that was not begun, and does no I/O.
+      read_back: returns the data that a finished device was given. Without it,
+        nobody looks at the data.
+
+    Raises:
+      AssertionError: if the device breaks the contract; says where and how.
+    """
+    await _check_whole_state(make(), read_back)
+    await _check_no_state_at_all(make())
+    await _check_abort_after_begin(make())
+    await _check_abort_after_finish(make())
+    await _check_cancelled_write(make())
+    await _check_aborted_write(make())
+
+
+@final
+@attrs.define(eq=False)
+class _Run(Iterator[memoryview]):
+    """Hands out pieces in one and the same memory, as a session is free to do."""
+
+    _pieces: Sequence[bytes] = attrs.field(alias="pieces")
+    _before: Callable[[int], None] = attrs.field(default=lambda _: None, alias="before")
+    """Called with the number of each piece before it is handed out."""
+    _memory: bytearray = attrs.field(init=False)
+    _next: int = attrs.field(default=0, init=False)
+    exhausted: bool = attrs.field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._memory = bytearray(max(map(len, self._pieces), default=0))
+
+    def __next__(self) -> memoryview:
+        # A view that the device has kept now shows something else.
+        self._memory[:] = b"\xee" * len(self._memory)
+        if self._next == len(self._pieces):
+            self.exhausted = True
+            raise StopIteration
+        self._before(self._next)
+        piece = self._pieces[self._next]
+        self._next += 1
+        self._memory[: len(piece)] = piece
+        return memoryview(self._memory)[: len(piece)]
+
+
+async def _check_whole_state(sink: StateSink, read_back: ReadBack | None) -> None:
+    _require(
+        sink.precopy in (True, False, None),
+        f"precopy is {sink.precopy!r}; it must be True, False or None",
+    )
+    pieces = [(bytes(range(n, 251)) * size)[:size] for n, size in enumerate(_SIZES)]
+    await _call("begin", sink.begin())
+    await _write(sink, pieces[:1])
+    # A run may end before it began, if the session stops or has nothing left.
+    await _write(sink, [])
+    await _write(sink, pieces[1:])
+    await _call("load_config", sink.load_config(_CONFIG))
+    await _call("finish", sink.finish())
+    if read_back is not None:
+        _compare(b"".join(pieces), await read_back(sink))
+
+
+async def _check_no_state_at_all(sink: StateSink) -> None:
+    await _call("begin", sink.begin())
+    await _call("finish without data and without config", sink.finish())
+
+
+async def _check_abort_after_begin(sink: StateSink) -> None:
+    await _call("begin", sink.begin())
+    await _call("abort right after begin", sink.abort())
+
+
+async def _check_abort_after_finish(sink: StateSink) -> None:
+    await _call("begin", sink.begin())
+    await _write(sink, [_PIECE])
+    await _call("load_config", sink.load_config(_CONFIG))
+    await _call("finish", sink.finish())
+    # Another device of the migration may fail when this one is complete.
+    await _call("abort after finish", sink.abort())
+
+
+async def _check_cancelled_write(sink: StateSink) -> None:
+    await _call("begin", sink.begin())
+    write = _WriteInTask(sink, "cancelled")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write.run, write.scope.cancel)
+        await write.wait_left()
+        # Also for what the check itself is left with if the write has not.
+        abort = await _complaint("abort after a cancelled write", sink.abort())
+    write.check_left(
+        "look for the cancel between buffers and between partial writes: in a"
+        " thread with trio.from_thread.check_cancelled(), elsewhere with a checkpoint"
+    )
+    _require(write.error is None, f"write raised {write.error!r} when it was cancelled")
+    _require(
+        write.scope.cancelled_caught or write.exhausted,
+        "write returned when it was cancelled, but had not taken all buffers:"
+        " raise trio.Cancelled then",
+    )
+    if abort is not None:
+        raise abort
+
+
+async def _check_aborted_write(sink: StateSink) -> None:
+    await _call("begin", sink.begin())
+    under_way = trio.Event()
+    write = _WriteInTask(sink, "aborted")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write.run, under_way.set)
+        with trio.move_on_after(_PATIENCE):
+            await under_way.wait()
+        abort = await _complaint("abort during a write", sink.abort())
+        await write.wait_left()
+        write.scope.cancel(reason="the check is over")
+    _require(
+        under_way.is_set(),
+        f"write did not ask for the buffer in the middle of its run of {_RUN}",
+    )
+    write.check_left("abort must end a call that is under way")
+    if abort is not None:
+        raise abort
+
+
+@final
+@attrs.define(eq=False)
+class _WriteInTask:
+    """A long write, in a task of its own, to which something happens."""
+
+    sink: StateSink
+    what: str
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
+    error: Exception | None = attrs.field(default=None, init=False)
+    exhausted: bool = attrs.field(default=False, init=False)
+    _left: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _left_in_time: bool = attrs.field(default=False, init=False)
+
+    async def run(self, interrupt: Callable[[], object]) -> None:
+        """Write, and call *interrupt* in Trio's thread when that is half done."""
+        token = trio.lowlevel.current_trio_token()
+
+        def before(number: int) -> None:
+            if number != _RUN // 2:
+                return
+            if trio.lowlevel.in_trio_run():
+                interrupt()
+            else:
+                trio.from_thread.run_sync(interrupt, trio_token=token)
+
+        run = _Run([_PIECE] * _RUN, before)
+        try:
+            with self.scope:
+                await self.sink.write(run)
+        except Exception as error:  # noqa: BLE001 (whatever a device raises)
+            self.error = error
+        self.exhausted = run.exhausted
+        self._left.set()
+
+    async def wait_left(self) -> None:
+        """Wait until the write has left, but not for ever."""
+        with trio.move_on_after(_PATIENCE):
+            await self._left.wait()
+        self._left_in_time = self._left.is_set()
+
+    def check_left(self, advice: str) -> None:
+        """Complain if it had not."""
+        _require(
+            self._left_in_time,
+            f"write was {self.what} and had not left {_PATIENCE:g} s later: {advice}",
+        )
+
+
+async def _write(sink: StateSink, pieces: Sequence[bytes]) -> None:
+    run = _Run(pieces)
+    what = f"write of {len(pieces)} buffers"
+    await _call(what, sink.write(run))
+    _require(
+        run.exhausted,
+        f"{what} returned before it asked for the one after the last:"
+        " only that says that the last one is written",
+    )
+
+
+def _require(holds: bool, otherwise: str) -> None:  # noqa: FBT001 - as assert does
+    if not holds:
+        raise AssertionError(otherwise)
+
+
+async def _call(what: str, call: Awaitable[None]) -> None:
+    complaint = await _complaint(what, call)
+    if complaint is not None:
+        raise complaint
+
+
+async def _complaint(what: str, call: Awaitable[None]) -> AssertionError | None:
+    """Make a call that must end well; return what is wrong with it.
+
+    Not raised, for a nursery would make a group of it.
+    """
+    with trio.move_on_after(_PATIENCE) as scope:
+        try:
+            await call
+        except Exception as error:  # noqa: BLE001 (whatever a device raises)
+            complaint = AssertionError(f"{what} raised {error!r}")
+            complaint.__cause__ = error
+            return complaint
+    if scope.cancelled_caught:
+        return AssertionError(f"{what} did not end within {_PATIENCE:g} s")
+    return None
+
+
+def _compare(written: bytes, got: bytes) -> None:
+    if got == written:
+        return
+    pairs = enumerate(zip(written, got, strict=False))
+    at = next((n for n, (a, b) in pairs if a != b), min(len(written), len(got)))
+    raise AssertionError(
+        f"{len(written)} bytes were written and {len(got)} came back; they differ at"
+        f" byte {at}: is a buffer kept longer than until the next one is asked for?"
+    )

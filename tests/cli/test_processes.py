@@ -1,0 +1,263 @@
+"""The command as a process of its own, over real sockets. Collaboration.
+
+These are few: each costs half a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+from trio_vfio._capture._player import play
+from trio_vfio._link._address import connect, parse_address
+from trio_vfio._wire._main_encode import encode_command
+from trio_vfio._wire._main_events import CommandType
+from trio_vfio._wire._return_path import pong, shut
+
+from ..capture.build import IDSTR, SWITCHOVER, channel, config_packet, main_stream
+from ..captures_data import CaptureFiles, capture
+
+OPEN_RETURN_PATH = encode_command(CommandType.OPEN_RETURN_PATH)
+PING = encode_command(CommandType.PING, bytes(4))
+
+
+@attrs.define(eq=False)
+class Running:
+    """The command, while it runs and after."""
+
+    process: trio.Process
+    stdout: bytes = b""
+    stderr: bytes = b""
+    said_something: trio.Event = attrs.field(factory=trio.Event)
+
+    @property
+    def lines(self) -> list[str]:
+        """What it said on stderr."""
+        return self.stderr.decode().splitlines()
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """Its one JSON object."""
+        assert self.stdout.count(b"\n") == 1
+        return dict(json.loads(self.stdout))
+
+    async def address(self) -> str:
+        """Wait until it listens."""
+        with trio.fail_after(20):
+            await self.said_something.wait()
+        (line,) = self.lines
+        assert line.startswith("listening on ")
+        return line.removeprefix("listening on ")
+
+    async def play(self, files: Path, **options: Any) -> bytes:
+        """Play a capture to it."""
+        to = parse_address(await self.address())
+        return await play(files, lambda: connect(to), **options)
+
+
+@asynccontextmanager
+async def running(*arguments: str, **env: str) -> AsyncGenerator[Running, None]:
+    """Run the command; it has to end by itself."""
+
+    async def read(running: Running) -> None:
+        async def read_stderr() -> None:
+            assert running.process.stderr is not None
+            async for data in running.process.stderr:
+                running.stderr += data
+                if data.endswith(b"\n"):
+                    running.said_something.set()
+
+        assert running.process.stdout is not None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_stderr)
+            async for data in running.process.stdout:
+                running.stdout += data
+
+    command = [sys.executable, "-W", "error", "-m", "trio_vfio", *arguments]
+    start = partial(
+        trio.run_process,
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        check=False,
+        env={**os.environ, **env},
+    )
+    with trio.fail_after(40):
+        async with trio.open_nursery() as nursery:
+            running = Running(await nursery.start(start))
+            nursery.start_soon(read, running)
+            yield running
+
+
+@pytest.mark.parametrize("name", ["demo", "b-2dev-4ch-proxy", "c-1dev-main-mute"])
+async def test_receive_into_a_snapshot(name: str, tmp_path: Path) -> None:
+    """What a real QEMU sent is on disk, and the source heard what it then heard."""
+    files = capture(name)
+    into = tmp_path / "snapshot"
+    async with running(
+        "receive", "tcp:127.0.0.1:0", "--json", "--into", str(into)
+    ) as run:
+        answers = await run.play(files.directory)
+    assert run.process.returncode == 0
+    assert len(run.lines) == 1
+    assert answers == (files.return_path or b"")
+    result = run.result
+    assert (result["status"], result["errors"]) == ("completed", [])
+    assert result["channels"] == files.expected["channels"]
+    _check_devices(result, files)
+    _check_snapshot(into, files)
+
+
+def _check_devices(result: dict[str, Any], files: CaptureFiles) -> None:
+    for device, expected in zip(
+        result["devices"], files.expected["devices"], strict=True
+    ):
+        assert device["status"] == "completed"
+        assert {name: device[name] for name in expected} == expected
+
+
+def _check_snapshot(into: Path, files: CaptureFiles) -> None:
+    manifest = json.loads((into / "manifest.json").read_bytes())
+    for device, expected in zip(
+        manifest["devices"], files.expected["devices"], strict=True
+    ):
+        data = (into / device["data"]).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == expected["sha256"]
+        config = (into / device["config"]).read_bytes()
+        assert hashlib.sha256(config).hexdigest() == expected["config_sha256"]
+
+
+async def test_receive_shows_tables(tmp_path: Path) -> None:
+    """For a reader, with the device into a file."""
+    path = tmp_path / "state"
+    device = f"--device={IDSTR}=file:{path}"
+    async with running("receive", "tcp:127.0.0.1:0", device) as run:
+        await run.play(capture("d-1dev-2ch-rp-ack-proxy").directory)
+    assert run.process.returncode == 0
+    assert IDSTR in run.stdout.decode()
+    assert "completed after " in run.stdout.decode()
+    assert path.stat().st_size == 60
+
+
+async def test_receive_what_is_cut(tmp_path: Path) -> None:
+    """One line says what is wrong and where; the result says how far it came."""
+    files = capture("q-1dev-4ch-pad4M-mute")
+    into = tmp_path / "snapshot"
+    async with running(
+        "receive", "tcp:127.0.0.1:0", "--json", "--into", str(into)
+    ) as run:
+        await run.play(files.directory)
+    assert run.process.returncode == 1
+    assert run.result["status"] == "failed"
+    # Both cut channels may be noticed, in any order.
+    for line in run.lines[1:]:
+        assert line.startswith("trio-vfio: error: channel ")
+        assert "channel ends inside the packet (at byte " in line
+    assert len(run.lines) == 1 + len(run.result["errors"]) > 1
+    assert names(into) == []
+
+
+async def test_port_is_taken() -> None:
+    """What could not even begin has a result, too."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"tcp:127.0.0.1:{taken.getsockname()[1]}"
+        async with running("receive", address, "--device=a=null:", "--json") as run:
+            pass
+    assert run.process.returncode == 1
+    error = f"EADDRINUSE: Address already in use: {address}"
+    assert run.lines == [f"trio-vfio: error: {error}"]
+    assert (run.result["status"], run.result["errors"]) == ("failed", [error])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_cancelled_while_idle(number: signal.Signals, tmp_path: Path) -> None:
+    """It leaves no socket and says that it was cancelled."""
+    path = tmp_path / "socket"
+    arguments = [f"unix:{path}", "--into", str(tmp_path / "snapshot"), "--json"]
+    async with running("receive", *arguments) as run:
+        assert await run.address() == f"unix:{path}"
+        run.process.send_signal(number)
+    assert run.process.returncode == 128 + number
+    assert run.result["status"] == "cancelled"
+    assert run.lines[1:] == [f"trio-vfio: error: cancelled by {number.name}"]
+    assert names(tmp_path) == []
+
+
+async def test_cancelled_while_loading(tmp_path: Path) -> None:
+    """The source hears of it, and nothing is left of what was loaded."""
+    commands = OPEN_RETURN_PATH + SWITCHOVER + PING
+    main, commands, _ = main_stream(switchover=commands).partition(commands)
+    into = tmp_path / "snapshot"
+    async with running(
+        "receive", "tcp:127.0.0.1:0", "--json", "--into", str(into)
+    ) as run:
+        to = parse_address(await run.address())
+        async with await connect(to) as stream, await connect(to) as multifd:
+            # Idx 0 never comes.
+            await multifd.send_all(channel(0, [config_packet(1)]))
+            await stream.send_all(main + commands)
+            assert await stream.receive_some() == pong(0).encode()
+            assert names(into)
+            run.process.send_signal(signal.SIGINT)
+            assert await stream.receive_some() == shut(1).encode()
+    assert run.process.returncode == 130
+    assert run.result["status"] == "cancelled"
+    assert [device["idstr"] for device in run.result["devices"]] == [IDSTR]
+    assert names(into) == []
+
+
+async def test_demo(tmp_path: Path) -> None:
+    """One command, from which a newcomer sees that it works."""
+    async with running("demo", TMPDIR=str(tmp_path)) as run:
+        pass
+    assert (run.process.returncode, run.stderr) == (0, b"")
+    text = run.stdout.decode()
+    (row,) = (line.split() for line in text.splitlines() if IDSTR in line)
+    assert row[:3] == [IDSTR, "4194364", "5"]
+    assert row[-2:] == ["e7c273ab...", "yes"]
+    assert "switchover: " in text
+    assert names(tmp_path) == []
+
+
+async def test_demo_cancelled(tmp_path: Path) -> None:
+    """No process and no file is left."""
+    async with running("demo", TMPDIR=str(tmp_path)) as run:
+        # There is no other way to know.
+        while not _processes_with(str(tmp_path)):  # noqa: ASYNC110
+            await trio.sleep(0.005)
+        run.process.send_signal(signal.SIGINT)
+    assert run.process.returncode == 130
+    assert run.lines == ["trio-vfio: error: cancelled by SIGINT"]
+    assert names(tmp_path) == []
+    assert _processes_with(str(tmp_path)) == []
+
+
+def names(directory: Path) -> list[str]:
+    """Return what is in *directory*."""
+    return sorted(path.name for path in directory.iterdir())
+
+
+def _processes_with(argument: str) -> list[Path]:
+    """Return the processes with *argument* in their command line."""
+    found: list[Path] = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if argument.encode() in path.read_bytes():
+                found.append(path)
+        except OSError:
+            continue
+    return found

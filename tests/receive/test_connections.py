@@ -1,0 +1,329 @@
+"""Collaboration: who connects, in what order, and who is turned away."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import ssl
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import trio
+import trustme
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_vfio import Deadlines, MigrationFailed, open_incoming
+from trio_vfio._link._address import connect as connect_to, parse_address
+from trio_vfio._wire._multifd import InitialPacket
+from trio_vfio.testing import ScriptedSource, SimulatedDevice, link, state_packets
+
+A = "0000:00:04.0/vfio"
+
+
+async def finish(source: ScriptedSource) -> None:
+    """Send a whole migration of one device on two channels, and close."""
+    await source.begin(A)
+    await source.switch_over()
+    first, second = state_packets(A, [b"x"])
+    await source.packets(0, second)
+    await source.packets(1, first)
+    await source.end()
+    await source.close()
+
+
+async def test_main_may_come_last(autojump_clock: MockClock) -> None:
+    device = SimulatedDevice()
+    connect, there = link()
+    async with open_incoming(there, {A: device}) as incoming:
+        channels = [await connect() for _ in range(2)]
+        for channel_id, stream in enumerate(channels):
+            await stream.send_all(InitialPacket(channel_id=channel_id).encode())
+        await trio.sleep(10)
+        await finish(ScriptedSource(await connect(), channels))
+        await incoming.wait_complete()
+    assert device.loaded == b"x"
+
+
+@pytest.mark.parametrize(
+    ("first", "why"),
+    [
+        (b"GET / HTTP/1.1\r\n", "begins with b'GET ', so it is no migration"),
+        (b"QEV", "begins with b'QEV', so it is no migration"),
+        (b"", "begins with b'', so it is no migration"),
+        (b"QEVM\0", "ended after 5 bytes"),
+        (InitialPacket().encode()[:40], "ended after 40 bytes"),
+        (InitialPacket(channel_id=255).encode(), "channel id 255 of at most 255 channels"),
+        (InitialPacket(channel_id=1).encode(), "channel 1 is there already"),
+        (
+            InitialPacket(b"another machine!", 7).encode(),
+            "channel 7 of another machine",
+        ),
+        (b"QEVM\0\0\0\3", "a second main channel"),
+    ],
+)
+async def test_who_is_no_peer_is_dropped_and_only_that(
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+    first: bytes,
+    why: str,
+) -> None:
+    device = SimulatedDevice()
+    connect, there = link()
+    with caplog.at_level(logging.WARNING, "trio_vfio"):
+        async with open_incoming(there, {A: device}) as incoming:
+            source = await ScriptedSource.connect(connect)
+            await source.begin()
+            await wait_all_tasks_blocked()
+            stranger = await connect()
+            await stranger.send_all(first)
+            await stranger.send_eof()
+            assert await stranger.receive_some() == b"", "it is closed"
+            source = ScriptedSource(source.main, source.channels)
+            await source.announce(A)
+            await source.switch_over()
+            await source.packets(0, *state_packets(A, [b"x"]))
+            await source.end()
+            await source.close()
+            await incoming.wait_complete()
+    assert device.loaded == b"x"
+    (message,) = caplog.messages
+    assert message.startswith("dropped a connection: ")
+    assert why in message
+
+
+async def test_who_says_nothing_is_dropped_in_time(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The handshake deadline costs that connection only."""
+    connect, there = link()
+    deadlines = Deadlines(handshake=5)
+    device = SimulatedDevice()
+    async with open_incoming(there, {A: device}, deadlines=deadlines) as incoming:
+        stranger = await connect()
+        await trio.sleep(1)
+        source = await ScriptedSource.connect(connect)
+        assert await stranger.receive_some() == b""
+        assert trio.current_time() == 5
+        await finish(source)
+        await incoming.wait_complete()
+    assert caplog.messages == ["dropped a connection: TooSlowError"]
+
+
+async def test_too_many_that_say_nothing(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trio_vfio._receive._connections.MAX_HANDSHAKES", 3)
+    connect, there = link()
+    async with open_incoming(there, {A: SimulatedDevice()}):
+        silent = [await connect() for _ in range(3)]
+        one_more = await connect()
+        assert await one_more.receive_some() == b""
+        assert trio.current_time() == 0
+        await silent[0].aclose()
+
+
+async def test_channels_without_a_main_channel(autojump_clock: MockClock) -> None:
+    """A source that is there must not keep us waiting for its main channel."""
+    connect, there = link()
+    with pytest.raises(MigrationFailed) as failed:
+        async with open_incoming(there, {A: SimulatedDevice()}) as incoming:
+            await ScriptedSource.connect(connect)
+            main = await connect()
+            await trio.sleep(5)
+            await main.aclose()
+            await incoming.wait_complete()
+    assert [str(each) for each in failed.value.exceptions] == [
+        "silence deadline of 30 s passed: no main channel has come"
+    ]
+
+
+async def test_all_connections_gone_without_a_main_channel(
+    autojump_clock: MockClock,
+) -> None:
+    connect, there = link()
+    with pytest.raises(MigrationFailed) as failed:
+        async with open_incoming(there, {A: SimulatedDevice()}) as incoming:
+            for channel_id in 0, 1:
+                stream = await connect()
+                await stream.send_all(InitialPacket(channel_id=channel_id).encode())
+                await stream.aclose()
+            await incoming.wait_complete()
+    assert len(failed.value.exceptions) == 1
+    assert trio.current_time() <= 30
+
+
+async def test_first_connection_deadline(autojump_clock: MockClock) -> None:
+    connect, there = link()
+    deadlines = Deadlines(first_connection=7)
+    with pytest.raises(MigrationFailed) as failed:
+        async with open_incoming(there, {}, deadlines=deadlines) as incoming:
+            await connect()
+            await incoming.wait_complete()
+    assert trio.current_time() == 7
+    assert [str(each) for each in failed.value.exceptions] == [
+        "first-connection deadline of 7 s passed: no source has connected"
+    ]
+
+
+async def test_switchover_deadline(autojump_clock: MockClock) -> None:
+    """The guest stands still meanwhile, so failing is better than waiting."""
+    connect, there = link()
+    device = SimulatedDevice(seconds_per_call=4)
+    deadlines = Deadlines(switchover=6, silence=None)
+    with pytest.raises(MigrationFailed) as failed:
+        async with open_incoming(there, {A: device}, deadlines=deadlines) as incoming:
+            source = await ScriptedSource.connect(connect)
+            await source.begin(A)
+            await trio.sleep(100)
+            await source.switch_over()
+            await source.packets(0, *state_packets(A, [b"x"]))
+            await incoming.wait_complete()
+    assert device.aborted_at == 108
+    assert [str(each) for each in failed.value.exceptions] == [
+        "switchover deadline of 6 s passed: waiting for the end of main,"
+        f" {A}: load_config to end"
+    ]
+
+
+async def test_silence_counts_from_the_last_byte_or_device_call(
+    autojump_clock: MockClock,
+) -> None:
+    connect, there = link()
+    device = SimulatedDevice(seconds_per_call=50)
+    with pytest.raises(MigrationFailed):
+        async with open_incoming(there, {A: device}) as incoming:
+            source = await ScriptedSource.connect(connect)
+            await source.begin(A)
+            await trio.sleep(1000)
+            await source.switch_over()
+            await trio.sleep(20)
+            await source.packets(0, state_packets(A, [b"x"])[0])
+            await incoming.wait_complete()
+    assert trio.current_time() == 1000 + 20 + 50 + 30
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
+def test_deadlines_are_positive(value: float) -> None:
+    with pytest.raises(ValueError, match="silence must be positive"):
+        Deadlines(silence=value)
+
+
+async def test_tcp_ipv4_and_ipv6_on_one_port() -> None:
+    device = SimulatedDevice()
+    async with open_incoming("tcp:[::]:0", {A: device}) as incoming:
+        (address,) = incoming.addresses
+        port = int(address.rpartition(":")[2])
+        streams = [
+            await trio.open_tcp_stream("127.0.0.1", port),
+            await trio.open_tcp_stream("::1", port),
+            await trio.open_tcp_stream("127.0.0.1", port),
+        ]
+
+        async def connect() -> trio.abc.Stream:
+            return streams.pop(0)
+
+        await finish(await ScriptedSource.connect(connect))
+        await incoming.wait_complete()
+    assert device.loaded == b"x"
+
+
+async def test_a_unix_socket_is_private_and_leaves_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    device = SimulatedDevice()
+    old = os.umask(0)
+    try:
+        async with open_incoming(f"unix:{path}", {A: device}) as incoming:
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            assert incoming.addresses == (f"unix:{path}",)
+
+            async def connect() -> trio.abc.Stream:
+                return await connect_to(parse_address(f"unix:{path}"))
+
+            await finish(await ScriptedSource.connect(connect))
+            await incoming.wait_complete()
+    finally:
+        os.umask(old)
+    assert device.loaded == b"x"
+    assert not path.exists()
+
+
+async def test_an_address_that_is_taken_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"tcp:127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(OSError, match=address):
+            async with open_incoming(address, {}):
+                pass
+
+
+async def test_listeners_that_the_caller_opened_stay_open() -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    device = SimulatedDevice()
+    async with open_incoming([listener], {A: device}) as incoming:
+
+        async def connect() -> trio.abc.Stream:
+            return await connect_to(parse_address(incoming.addresses[0]))
+
+        await finish(await ScriptedSource.connect(connect))
+        await incoming.wait_complete()
+    assert listener.socket.fileno() >= 0
+    await listener.aclose()
+
+
+async def test_a_listener_that_closes_ends_only_the_listening(
+    autojump_clock: MockClock,
+) -> None:
+    device = SimulatedDevice()
+    connect, there = link()
+    async with open_incoming(there, {A: device}) as incoming:
+        source = await ScriptedSource.connect(connect)
+        await wait_all_tasks_blocked()
+        await there[0].aclose()
+        await finish(source)
+        await incoming.wait_complete()
+    assert device.loaded == b"x"
+
+
+@pytest.fixture(name="contexts")
+def make_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Make TLS contexts for a server and a client that prove themselves."""
+    ca = trustme.CA()
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ca.issue_cert("localhost").configure_cert(server)
+    ca.configure_trust(server)
+    server.verify_mode = ssl.CERT_REQUIRED
+    client = ssl.create_default_context()
+    ca.configure_trust(client)
+    ca.issue_cert("source@example.org").configure_cert(client)
+    return server, client
+
+
+async def test_tls_on_all_channels(
+    contexts: tuple[ssl.SSLContext, ssl.SSLContext], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both sides prove themselves; who cannot is dropped."""
+    server, client = contexts
+    device = SimulatedDevice()
+    async with open_incoming(
+        "tcp:127.0.0.1:0", {A: device}, ssl_context=server
+    ) as incoming:
+        address = parse_address(incoming.addresses[0])
+
+        async def connect() -> trio.abc.Stream:
+            plain = await connect_to(address)
+            stream = trio.SSLStream(plain, client, server_hostname="localhost")
+            await stream.do_handshake()
+            return stream
+
+        plain = await connect_to(address)
+        await plain.send_all(b"QEVM\0\0\0\3")
+        with suppress(trio.BrokenResourceError):
+            while await plain.receive_some():
+                pass
+        await plain.aclose()
+        await finish(await ScriptedSource.connect(connect))
+        await incoming.wait_complete()
+    assert device.loaded == b"x"
+    assert [each for each in caplog.messages if "dropped a connection" in each]
