@@ -16,6 +16,12 @@ Wire-compatible with QEMU's multifd device state transfer.
 from __future__ import annotations
 
 from ._deadlines import Deadlines as Deadlines
+from ._device import (
+    FdDevice as FdDevice,
+    FileDevice as FileDevice,
+    NullDevice as NullDevice,
+    SnapshotDirectory as SnapshotDirectory,
+)
 from ._device._port import StateSink as StateSink
 from ._errors import (
     ConnectionLost as ConnectionLost,

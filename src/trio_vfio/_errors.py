@@ -180,9 +180,7 @@ class MigrationFailed(ExceptionGroup[TrioVfioError]):
 
     result: MigrationResult
 
-    def __new__(
-        cls, faults: Sequence[TrioVfioError], result: MigrationResult
-    ) -> Self:
+    def __new__(cls, faults: Sequence[TrioVfioError], result: MigrationResult) -> Self:
         self = super().__new__(cls, "migration failed", faults)
         self.result = result
         return self

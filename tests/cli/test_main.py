@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from trio_vfio import DeviceError, MigrationFailed, MigrationResult
 from trio_vfio.__main__ import main
-from trio_vfio._cli import _main
+from trio_vfio._cli import _inspect, _main
 from trio_vfio._cli._main import run_command
 from trio_vfio._cli._plain import plain
 
@@ -263,6 +264,21 @@ def test_inspect_extract(capture: Path, tmp_path: Path, capsys: Captured) -> Non
     assert run_command(["inspect", str(capture), "--extract", str(into)]) == 0
     assert (into / "manifest.json").exists()
     assert capsys.readouterr().err == ""
+
+
+def test_extract_cancelled(
+    capture: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report is there all the same."""
+
+    def stopped(_: object) -> signal.Signals:
+        return signal.SIGTERM
+
+    monkeypatch.setattr(_inspect, "run", stopped)
+    assert run_command(["inspect", str(capture), "--json", "--extract", "x"]) == 143
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["status"] == "complete"
+    assert captured.err == "trio-vfio: error: extraction cancelled by SIGTERM\n"
 
 
 def test_extract_where_nothing_can_be_written(capture: Path, capsys: Captured) -> None:

@@ -27,7 +27,7 @@ def test_the_machine_type_says_which_rule_holds(
 
 def test_new_machines_get_one_ack_for_each_device_and_each_time() -> None:
     ack = SwitchoverAck(once=False)
-    ack.expect("a", True)
+    ack.expect("a", precopy=True)
     assert ack.return_path_opened(all_known=True) == 0
     assert [ack.init_data_sent("a"), ack.init_data_sent("b")] == [1, 1]
     assert ack.init_data_sent("a") == 1, "a device may start its initial data afresh"
@@ -35,8 +35,8 @@ def test_new_machines_get_one_ack_for_each_device_and_each_time() -> None:
 
 def test_old_machines_get_one_ack_after_the_last_device() -> None:
     ack = SwitchoverAck(once=True)
-    ack.expect("a", True)
-    ack.expect("b", True)
+    ack.expect("a", precopy=True)
+    ack.expect("b", precopy=True)
     assert ack.return_path_opened(all_known=True) == 0
     assert [ack.init_data_sent("b"), ack.init_data_sent("a")] == [0, 1]
     assert ack.init_data_sent("a") == 0
@@ -44,14 +44,14 @@ def test_old_machines_get_one_ack_after_the_last_device() -> None:
 
 def test_devices_without_precopy_are_not_waited_for() -> None:
     ack = SwitchoverAck(once=True)
-    ack.expect("a", False)
-    ack.expect("b", True)
+    ack.expect("a", precopy=False)
+    ack.expect("b", precopy=True)
     assert ack.init_data_sent("b") == 1
 
 
 def test_when_none_counts_the_ack_goes_out_at_once() -> None:
     ack = SwitchoverAck(once=True)
-    ack.expect("a", False)
+    ack.expect("a", precopy=False)
     assert ack.return_path_opened(all_known=True) == 1
     assert ack.ram_round_ended() + ack.ram_round_ended() == 0
 
@@ -64,8 +64,8 @@ def test_when_more_may_come_the_ack_waits_for_the_second_round() -> None:
 
 def test_a_device_that_does_not_know_counts_until_the_second_round() -> None:
     ack = SwitchoverAck(once=True)
-    ack.expect("silent", None)
-    ack.expect("talks", None)
+    ack.expect("silent", precopy=None)
+    ack.expect("talks", precopy=None)
     ack.part_came("talks")
     assert [ack.ram_round_ended(), ack.ram_round_ended()] == [0, 0]
     assert ack.init_data_sent("talks") == 1
@@ -75,5 +75,5 @@ def test_a_device_that_is_announced_too_late_to_know_does_not_count() -> None:
     ack = SwitchoverAck(once=True)
     ack.ram_round_ended()
     assert ack.ram_round_ended() == 1
-    ack.expect("late", None)
+    ack.expect("late", precopy=None)
     assert ack.ram_round_ended() == 0

@@ -55,7 +55,7 @@ async def test_main_may_come_last(autojump_clock: MockClock) -> None:
         (b"", "begins with b'', so it is no migration"),
         (b"QEVM\0", "ended after 5 bytes"),
         (InitialPacket().encode()[:40], "ended after 40 bytes"),
-        (InitialPacket(channel_id=255).encode(), "channel id 255 of at most 255 channels"),
+        (InitialPacket(channel_id=255).encode(), "channel id 255 of at most 255"),
         (InitialPacket(channel_id=1).encode(), "channel 1 is there already"),
         (
             InitialPacket(b"another machine!", 7).encode(),
@@ -79,6 +79,7 @@ async def test_who_is_no_peer_is_dropped_and_only_that(
             await wait_all_tasks_blocked()
             stranger = await connect()
             await stranger.send_all(first)
+            assert isinstance(stranger, trio.abc.HalfCloseableStream)
             await stranger.send_eof()
             assert await stranger.receive_some() == b"", "it is closed"
             source = ScriptedSource(source.main, source.channels)

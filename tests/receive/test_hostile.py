@@ -135,7 +135,7 @@ async def test_a_missing_packet_while_channels_stay_open(
 
 
 async def test_a_stream_without_switchover_start(autojump_clock: MockClock) -> None:
-    """QEMU takes this for success and loads nothing (its device keeps its old state)."""
+    """QEMU takes this for success and loads nothing."""
 
     async def stage(source: ScriptedSource) -> None:
         await source.begin(A)

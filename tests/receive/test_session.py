@@ -164,7 +164,8 @@ async def test_states_are_seen_in_order(autojump_clock: MockClock) -> None:
             seen.append(state)
 
     connect, there = link()
-    async with open_incoming(there, {A: SimulatedDevice(seconds_per_call=1)}) as incoming:
+    device = SimulatedDevice(seconds_per_call=1)
+    async with open_incoming(there, {A: device}) as incoming:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch_session)
             nursery.start_soon(watch_device)
@@ -200,8 +201,6 @@ async def test_the_source_hears_pong_ack_and_shut(autojump_clock: MockClock) -> 
         await source.end()
         await incoming.wait_complete()
         assert trio.current_time() == 3 * 2, "with a return path nothing lingers"
-        await source.main.send_eof()
-        await source.channels[0].aclose()
     assert await source.heard() == [
         (ReturnPathType.PONG, 1),
         (ReturnPathType.SWITCHOVER_ACK, None),
@@ -340,9 +339,8 @@ async def test_streams_that_the_caller_opened(autojump_clock: MockClock) -> None
         await source.packets(0, *state_packets(A, [b"x"]))
         await source.end()
         await incoming.wait_complete()
-        await source.main.send_eof()
-        await source.channels[0].send_eof()
     await pairs[0][1].send_all(b"still open")
+    await source.close()
     assert device.loaded == b"x"
 
 

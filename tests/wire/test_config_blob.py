@@ -105,6 +105,13 @@ def blob_of(**changes: Any) -> bytes:
     return bytes(version + parts["space"] + parts["intx"] + parts["behind"])
 
 
+def misfit(length: int, vectors: int) -> str:
+    return (
+        f"config blob of {length} bytes, which fits no config space"
+        f" with {vectors} MSI-X vectors"
+    )
+
+
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [
@@ -114,23 +121,19 @@ def blob_of(**changes: Any) -> bytes:
         (blob_of(version=0xFFFF_FFFF), "config blob of unknown version 4294967295"),
         (
             blob_of()[:-1],
-            "config blob of 4115 bytes, which fits no config space"
-            " with 0 MSI-X vectors",
+            misfit(4115, 0),
         ),
         (
             blob_of(behind=b"\5"),
-            "config blob of 4117 bytes, which fits no config space"
-            " with 0 MSI-X vectors",
+            misfit(4117, 0),
         ),
         (
             blob_of(space=bytes(255 * 2)),
-            "config blob of 530 bytes, which fits no config space"
-            " with 0 MSI-X vectors",
+            misfit(530, 0),
         ),
         (
             blob_of(space=bytes(with_vectors(33))),
-            "config blob of 4116 bytes, which fits no config space"
-            " with 33 MSI-X vectors",
+            misfit(4116, 33),
         ),
         (
             blob_of(intx=bytes(7) + b"\2" + bytes(8)),

@@ -12,7 +12,7 @@ from trio_vfio._wire._idstr import idstr_untrusted, is_vfio
 from trio_vfio._wire._main_decoder import MainDecoder
 from trio_vfio._wire._main_events import MainEvent
 
-from ..captures_data import COMPLETE
+from ..captures_data import COMPLETE, CaptureFiles
 from ..strategies import (
     changed,
     changes,
@@ -24,11 +24,9 @@ from ..strategies import (
 from ..streams import HEADER, StreamBuilder
 from .feeding import cut, drain, main_events
 
-MAINS = [each.main for each in COMPLETE]
-
 
 def outcome(raw: bytes, sizes: list[int]) -> tuple[list[MainEvent], str, int | None]:
-    """Return the events that come before the refusal, and what it says."""
+    """Return the events that come before the refusal, what it says, and where."""
     decoder = MainDecoder()
     events: list[MainEvent] = []
     try:
@@ -41,8 +39,6 @@ def outcome(raw: bytes, sizes: list[int]) -> tuple[list[MainEvent], str, int | N
         decoder.received_eof()
         events += drain(decoder)
     except PeerProtocolError as error:
-        assert error.offset is not None
-        assert 0 <= error.offset <= len(raw)
         return events, error.reason, error.offset
     assert decoder.complete
     return events, "", None
@@ -97,18 +93,24 @@ def test_changed_streams(
 
 
 @settings(max_examples=100)
-@given(st.sampled_from(MAINS), changes, st.sampled_from([[1 << 30], [4099]]))
+@given(st.sampled_from(COMPLETE), changes, st.sampled_from([1 << 30, 4099]))
 def test_changed_captures(
-    raw: bytes, where: list[tuple[float, int]], sizes: list[int]
+    capture: CaptureFiles, where: list[tuple[float, int]], size: int
 ) -> None:
     """No change makes anything but a `PeerProtocolError`, or takes for ever."""
-    outcome(changed(raw, where), sizes)
+    _, reason, offset = outcome(changed(capture.main, where), [size])
+    if reason:
+        assert offset is not None
+        assert 0 <= offset <= len(capture.main)
 
 
 @settings(max_examples=100)
-@given(st.sampled_from(MAINS), st.integers(0, 1200), st.integers(0, 255))
-def test_changed_beginnings_of_captures(raw: bytes, at: int, value: int) -> None:
-    """The same where most of the structure is."""
+@given(st.sampled_from(COMPLETE), st.integers(0, 1200), st.integers(0, 255))
+def test_changed_beginnings_of_captures(
+    capture: CaptureFiles, at: int, value: int
+) -> None:
+    """The same where most of the structure is, and the split does not matter."""
+    raw = capture.main
     raw = raw[:at] + bytes([value]) + raw[at + 1 :]
     assert outcome(raw, [4099]) == outcome(raw, [1 << 30])
 
@@ -130,8 +132,7 @@ def test_idstrs(idstr: str) -> None:
 def test_idstrs_of_garbage(raw: bytes) -> None:
     try:
         idstr = idstr_untrusted(raw)
-    except PeerProtocolError as error:
-        assert repr(raw) in error.reason
+    except PeerProtocolError:
         return
     assert idstr.isprintable()
     assert idstr.encode() == raw

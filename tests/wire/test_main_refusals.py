@@ -1,4 +1,4 @@
-"""Pure tests: every main stream that is refused, with what the error says, and where."""
+"""Pure tests: main streams that are refused, with what the error says, and where."""
 
 from __future__ import annotations
 
@@ -117,9 +117,7 @@ HEADERS = [
     ),
     Refusal("tiny pages", HEADER + _PAGE_BITS, be32(9), ("2**9",)),
     Refusal("huge pages", HEADER + _PAGE_BITS, be32(17), ("2**17",)),
-    Refusal(
-        "absurd pages", HEADER + _PAGE_BITS, be32(0xFFFFFFFF), ("2**4294967295",)
-    ),
+    Refusal("absurd pages", HEADER + _PAGE_BITS, be32(0xFFFFFFFF), ("2**4294967295",)),
     Refusal(
         "too many capabilities",
         HEADER + _CAPABILITIES,
@@ -496,9 +494,13 @@ TAILS = [
     ),
     Refusal(
         "machine with FULL before END",
-        _STARTED + SECOND_DEVICE.start() + SWITCHOVER + SECOND_DEVICE.end()
+        _STARTED
+        + SECOND_DEVICE.start()
+        + SWITCHOVER
+        + SECOND_DEVICE.end()
         + _TIMER_FULL,
-        DEVICE.full() + SECOND_DEVICE.full()
+        DEVICE.full()
+        + SECOND_DEVICE.full()
         + encode_end(describe((TIMER, 20), (DEVICE, 8), (SECOND_DEVICE, 8))),
         ("FULL", IDSTR, "before its END"),
     ),

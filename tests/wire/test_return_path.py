@@ -23,9 +23,7 @@ from .feeding import cut
 
 def frames_of(raw: bytes, sizes: list[int]) -> list[ReturnPathFrame]:
     decoder = ReturnPathDecoder()
-    frames = [
-        frame for piece in cut(raw, sizes) for frame in decoder.received(piece)
-    ]
+    frames = [frame for piece in cut(raw, sizes) for frame in decoder.received(piece)]
     decoder.received_eof()
     return frames
 
@@ -84,8 +82,6 @@ def test_garbage(raw: bytes, sizes: list[int]) -> None:
     """It is refused by no other error, or it was frames after all."""
     try:
         frames = frames_of(raw, sizes)
-    except PeerProtocolError as error:
-        assert error.offset is not None
-        assert 0 <= error.offset <= len(raw)
+    except PeerProtocolError:
         return
     assert b"".join(frame.encode() for frame in frames) == raw

@@ -24,7 +24,7 @@ _FORMAT_FIELD: Final[dict[Any, Any]] = {"format": _FORMAT}
 _CHANNEL = re.compile(r"multifd(0|[1-9][0-9]{0,2})\.bin")
 
 # Arrival times are two numbers for each read, so a long recording has many.
-_MAX_META: Final = 256 * 1024 * 1024
+_MAX_META: Final = 64 * 1024 * 1024
 
 
 @attrs.frozen

@@ -118,7 +118,8 @@ def _play_and_show(show: _Demo) -> int:
     try:
         result = json.loads(show.stdout)
     except ValueError:
-        show_error(f"no result: {show.stderr.decode(errors='backslashreplace')}")
+        said = show.stderr.decode(errors="backslashreplace").strip()
+        show_error(f"the receiving process said: {said or 'nothing'}")
         return 1
     digests = _digests(show.into)
     right = [_is_right(device, digests, expected) for device in result["devices"]]

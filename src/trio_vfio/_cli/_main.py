@@ -49,7 +49,7 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
         return 2
     except click.Abort:
         return 128 + signal.SIGINT
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (the last resort)
         for line in _lines(error):
             show_error(line)
         if settings.traceback:

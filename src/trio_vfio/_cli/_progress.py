@@ -57,7 +57,7 @@ def _row(device: DeviceProgress) -> Sequence[object]:
         device.state.value.value,
         device.data_bytes,
         device.buffers,
-        "" if device.waiting_for is None else f"buffer {device.waiting_for}",
+        "" if device.waiting_for is None else f"idx {device.waiting_for}",
     )
 
 

@@ -34,7 +34,7 @@ async def _supervise(work: Work) -> signal.Signals | None:
             # Caught here, so that it does not leave the nursery as a group.
             try:
                 await work()
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001 (raised below)
                 failure = exc
         nursery.cancel_scope.cancel(reason="the command has ended")
     if failure is not None:

@@ -33,7 +33,7 @@ def acks_once(machine: str | None) -> bool:
 class SwitchoverAck:
     """Counts who has to be waited for. Each method returns how many ACKs to send."""
 
-    once: bool
+    once: bool = attrs.field(kw_only=True)
     """One ACK in all, not one for each device."""
 
     _counting: set[str] = attrs.field(factory=set[str], init=False)
@@ -43,7 +43,7 @@ class SwitchoverAck:
     _sent: bool = attrs.field(default=False, init=False)
     _rounds: int = attrs.field(default=0, init=False)
 
-    def expect(self, device: str, precopy: bool | None) -> None:
+    def expect(self, device: str, *, precopy: bool | None) -> None:
         """Take note of a device: named by the caller, or announced."""
         if precopy is False or self._rounds >= _ROUNDS:
             return

@@ -7,7 +7,7 @@ waits beside it and ends what a cancelled call leaves behind.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import ParamSpec, final
+from typing import ParamSpec, cast, final
 
 import attrs
 import trio
@@ -92,7 +92,7 @@ class DeviceCalls:
             await method(*args, **kwargs)
         except trio.Cancelled:
             raise
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 (devices are anybody's code)
             await self._failed(operation, error)
         finally:
             self.running = None
@@ -125,15 +125,7 @@ class DeviceCalls:
             raise
 
     async def _failed(self, operation: str, error: BaseException) -> None:
-        rest = error
-        if isinstance(error, BaseExceptionGroup):
-            # A device with tasks of its own may be cancelled and fail at once.
-            cancelled, others = error.split(trio.Cancelled)
-            if cancelled is not None and others is None:
-                raise error
-            rest = others or error
-        while isinstance(rest, BaseExceptionGroup) and len(rest.exceptions) == 1:
-            rest = rest.exceptions[0]
+        rest = _not_cancelled(error)
         if not isinstance(rest, Exception):
             raise error
         if self.aborted:
@@ -167,7 +159,7 @@ class DeviceCalls:
         self.aborted = True
         try:
             await self.sink.abort()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (devices are anybody's code)
             number = getattr(error, "errno", None)
             fault = self.error("abort", describe(error), errno=number)
             log.warning("%s", fault)
@@ -180,3 +172,20 @@ class DeviceCalls:
             await trio.sleep(self.grace)
             waiting_for = self.running or "abort"
             log.warning("%s: still waiting for %s to end", self.name, waiting_for)
+
+
+def _not_cancelled(error: BaseException) -> BaseException | None:
+    """Return what of *error* is no cancel, without groups of one; None if nothing.
+
+    A device with tasks of its own may be cancelled and fail at once.
+    """
+    rest: BaseException | None = error
+    if isinstance(error, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        rest = group.split(trio.Cancelled)[1]
+    while isinstance(rest, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", rest)
+        if len(group.exceptions) != 1:
+            return group
+        rest = group.exceptions[0]
+    return rest

@@ -11,7 +11,7 @@ import math
 import ssl
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
-from typing import Final, final
+from typing import Final, TypeGuard, final
 
 import attrs
 import trio
@@ -83,7 +83,7 @@ class Connections:
     async def close(self) -> None:
         """Close all connections that were accepted. Waits for no peer."""
         for stream in self._accepted:
-            if self.session.stop.completed and isinstance(stream, trio.SSLStream):
+            if self.session.stop.completed and _is_tls(stream):
                 with trio.move_on_after(SHUT_GRACE, shield=True):
                     await stream.aclose()
             await trio.aclose_forcefully(stream)
@@ -147,7 +147,7 @@ class Connections:
     async def _first_bytes(self, stream: trio.abc.Stream) -> bytes:
         if self.session.router.handshakes > MAX_HANDSHAKES:
             raise _NotAPeerError(f"over {MAX_HANDSHAKES} of them say nothing")
-        if isinstance(stream, trio.SSLStream):
+        if _is_tls(stream):
             await stream.do_handshake()
         first = await receive_exactly(stream, 4)
         wanted = _FIRST_BYTES.get(first)
@@ -195,3 +195,7 @@ class Connections:
         with suppress(trio.BrokenResourceError):
             while await stream.receive_some(_DROPPED_AT_ONCE):
                 pass
+
+
+def _is_tls(stream: trio.abc.Stream) -> TypeGuard[trio.SSLStream[trio.abc.Stream]]:
+    return isinstance(stream, trio.SSLStream)

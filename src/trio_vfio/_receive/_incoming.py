@@ -28,6 +28,14 @@ from ._session import BeforeShut, Options, Session
 DeviceName = str | tuple[str, int]
 """An idstr, or an idstr and an instance id that is not 0."""
 
+Devices = (
+    Mapping[str, StateSink]
+    | Mapping[tuple[str, int], StateSink]
+    | Mapping[DeviceName, StateSink]
+    | Callable[[str, int], StateSink]
+)
+"""Sinks by the name of their device, or what makes a sink for any device."""
+
 Where = str | Sequence[trio.abc.Listener[trio.abc.Stream] | trio.abc.Stream]
 
 
@@ -78,10 +86,7 @@ class Incoming:
 @asynccontextmanager
 async def open_incoming(
     where: Where,
-    devices: Mapping[str, StateSink]
-    | Mapping[tuple[str, int], StateSink]
-    | Mapping[DeviceName, StateSink]
-    | Callable[[str, int], StateSink],
+    devices: Devices,
     *,
     deadlines: Deadlines | None = None,
     device_grace: float | None = 10.0,
@@ -138,7 +143,7 @@ async def open_incoming(
     session = Session(
         Options(
             named=_named(devices),
-            make=None if isinstance(devices, Mapping) else devices,
+            make=devices if callable(devices) else None,
             deadlines=deadlines or Deadlines(),
             device_grace=device_grace,
             digests=digests,
@@ -159,7 +164,7 @@ async def open_incoming(
                 try:
                     with session.stop.body:
                         yield Incoming(addresses, session)
-                except BaseException as error:  # noqa: ASYNC103 (raised below, bare)
+                except BaseException as error:  # noqa: ASYNC103, BLE001 (raised below)
                     body_error = error
                 session.leave()
         except BaseException:
@@ -206,13 +211,8 @@ async def _listening(
             listener.socket.close()
 
 
-def _named(
-    devices: Mapping[str, StateSink]
-    | Mapping[tuple[str, int], StateSink]
-    | Mapping[DeviceName, StateSink]
-    | Callable[[str, int], StateSink],
-) -> dict[tuple[str, int], StateSink]:
-    if not isinstance(devices, Mapping):
+def _named(devices: Devices) -> dict[tuple[str, int], StateSink]:
+    if callable(devices):
         return {}
     return {
         (name, 0) if isinstance(name, str) else name: sink

@@ -94,7 +94,7 @@ class MainChannel:
                 return bytes(await self.stream.receive_some(_READ_SIZE))
             except trio.BrokenResourceError as error:
                 at = self.decoder.position
-                reason = f"connection broke behind byte {at}: {error.__cause__ or error}"
+                reason = f"broke behind byte {at}: {error.__cause__ or error}"
                 raise ConnectionLost(reason, channel="main") from error
         return b""
 
@@ -108,7 +108,7 @@ class MainChannel:
                 self._configure(event)
             case Section(type=SectionType.START) if is_vfio(event.idstr):
                 device = await self.session.router.announce(event)
-                self._ack.expect(device.name, device.calls.sink.precopy)
+                self._ack.expect(device.name, precopy=device.calls.sink.precopy)
             case Section(type=SectionType.PART) if is_vfio(event.idstr):
                 self._ack.part_came(self._device(event).name)
             case Section(type=SectionType.END) if is_vfio(event.idstr):
@@ -131,9 +131,11 @@ class MainChannel:
     def _configure(self, event: Configuration) -> None:
         session = self.session
         once = session.options.legacy_switchover_ack
-        self._ack = SwitchoverAck(acks_once(event.machine) if once is None else once)
+        self._ack = SwitchoverAck(
+            once=acks_once(event.machine) if once is None else once
+        )
         for device in session.router.devices.values():
-            self._ack.expect(device.name, device.calls.sink.precopy)
+            self._ack.expect(device.name, precopy=device.calls.sink.precopy)
         session.configured(self.decoder.page_size_in_use)
 
     async def _command(self, command: Command) -> None:

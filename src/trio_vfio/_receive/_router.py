@@ -14,6 +14,7 @@ import attrs
 import trio
 
 from .._errors import ConnectionLost, PeerProtocolError, device_name
+from .._result import ChannelResult
 from .._values import AsyncValue
 from .._wire._channel_decoder import ChannelDecoder
 from .._wire._limits import MAX_DEVICES
@@ -50,6 +51,12 @@ class Channel:
     def bytes(self) -> int:
         """How many have come."""
         return INITIAL_SIZE if self.decoder is None else self.decoder.position
+
+    def result(self) -> ChannelResult:
+        """Return what has come so far."""
+        return ChannelResult(
+            self.id, self.bytes, self.packets, self.device_state_packets
+        )
 
     @property
     def is_stuck(self) -> bool:

@@ -12,7 +12,7 @@ import trio
 from .._deadlines import Deadlines
 from .._device._port import StateSink
 from .._errors import DeviceError, MigrationFailed, TrioVfioError
-from .._result import ChannelResult, DeviceState, MigrationResult, SessionState
+from .._result import DeviceState, MigrationResult, SessionState
 from .._values import AsyncValue
 from ._activity import Activity
 from ._calls import DeviceCalls
@@ -164,7 +164,7 @@ class Session:
         if self.options.before_shut is not None:
             try:
                 await self.options.before_shut(self.result())
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 (the caller's code)
                 self.error = error
                 self.stop.cancel(f"before_shut failed: {error!r}")
                 await trio.sleep_forever()
@@ -190,8 +190,7 @@ class Session:
                 for device in self.router.devices.values()
             ),
             channels=tuple(
-                ChannelResult(each.id, each.bytes, each.packets, each.device_state_packets)
-                for _, each in sorted(self.router.channels.items())
+                each.result() for _, each in sorted(self.router.channels.items())
             ),
             switchover_seconds=self.activity.switchover_seconds,
             seconds=self.activity.seconds,

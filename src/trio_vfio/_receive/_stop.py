@@ -22,9 +22,7 @@ class Stop:
     """Around all tasks of the session."""
     body: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     """Around the caller's block."""
-    faults: list[TrioVfioError] = attrs.field(
-        factory=list[TrioVfioError], init=False
-    )
+    faults: list[TrioVfioError] = attrs.field(factory=list[TrioVfioError], init=False)
     completed: bool = attrs.field(default=False, init=False)
     """Whether the migration has succeeded, after which nothing can fail it."""
 

@@ -61,6 +61,8 @@ class ChannelDecoder:
     _data_bytes: int = attrs.field(default=0, init=False)
     _drop: int = attrs.field(default=0, init=False)
     """Bytes still to come of a RAM packet."""
+    _refused: PeerProtocolError | None = attrs.field(default=None, init=False)
+    """Why not to go on, once the events that came before were returned."""
 
     @property
     def inside_packet(self) -> bool:
@@ -73,7 +75,14 @@ class ChannelDecoder:
         return self._offset
 
     def buffers(self) -> list[memoryview]:
-        """Return where the next bytes belong: fill them in order, from the first."""
+        """Return where the next bytes belong: fill them in order, from the first.
+
+        Raises:
+          PeerProtocolError: if behind the packet that `received` returned last
+            there were bytes that break the protocol.
+        """
+        if self._refused is not None:
+            raise self._refused
         if self._pending is not None and self._data is None:
             raise RuntimeError("the last header has not been accepted yet")
         header = memoryview(self._header)[self._header_bytes :]
@@ -108,7 +117,10 @@ class ChannelDecoder:
                 self._received_header(events)
             except PeerProtocolError as error:
                 error.offset = self._offset
-                raise
+                if not events:
+                    raise
+                # A packet is not lost because of the one behind it.
+                self._refused = error
         return events
 
     def accept(self, buffer: bytearray) -> StatePacket | None:

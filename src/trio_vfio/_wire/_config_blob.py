@@ -54,7 +54,9 @@ class ConfigBlob:
     config_space: bytes = attrs.field(repr=lambda data: f"<{len(data)} bytes>")
     """Its 256 or 4096 bytes of registers."""
     intx: tuple[int, ...] = (0, 0, 0, 0)
-    msix_table: bytes = attrs.field(default=b"", repr=lambda data: f"<{len(data)} bytes>")
+    msix_table: bytes = attrs.field(
+        default=b"", repr=lambda data: f"<{len(data)} bytes>"
+    )
     msix_pending: bytes = b""
     rest: bytes = attrs.field(default=b"", repr=lambda data: f"<{len(data)} bytes>")
     """The subsection about a ramfb display, or nothing."""

@@ -19,5 +19,5 @@ def idstr_untrusted(raw: bytes) -> str:
 
 
 def is_vfio(idstr: str) -> bool:
-    """Whether *idstr* names a VFIO device: ``<device path>/vfio``, or plain ``vfio``."""
+    """Whether *idstr* is a VFIO device's: ``<device path>/vfio``, or plain ``vfio``."""
     return idstr == "vfio" or idstr.endswith("/vfio")

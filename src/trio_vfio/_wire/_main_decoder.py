@@ -42,9 +42,7 @@ class MainDecoder:
     """Where the bytes begin that were parsed last."""
     _searched: int = attrs.field(default=0, init=False)
     """Bytes of the buffer that need not be searched again for a pattern."""
-    _description: DescriptionSearch = attrs.field(
-        factory=DescriptionSearch, init=False
-    )
+    _description: DescriptionSearch = attrs.field(factory=DescriptionSearch, init=False)
     _ended: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:

@@ -54,9 +54,10 @@ def encode_end(description: bytes = b"") -> bytes:
 
     A QEMU destination that gets none waits for one more byte for ever.
     """
-    return struct.pack(
-        "!BBI", SectionType.EOF, SectionType.DESCRIPTION, len(description)
-    ) + description
+    return (
+        struct.pack("!BBI", SectionType.EOF, SectionType.DESCRIPTION, len(description))
+        + description
+    )
 
 
 def _subsection(name: str, body: bytes) -> bytes:

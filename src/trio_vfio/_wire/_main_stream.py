@@ -246,4 +246,3 @@ class MainStream:
         """Take note that nothing more is to come."""
         self.complete = True
         self.inside_piece = False
-

@@ -97,9 +97,7 @@ class InitialPacket:
 
     def encode(self) -> bytes:
         """Return the packet as it travels."""
-        return _INITIAL.pack(
-            MULTIFD_MAGIC, MULTIFD_VERSION, self.uuid, self.channel_id
-        )
+        return _INITIAL.pack(MULTIFD_MAGIC, MULTIFD_VERSION, self.uuid, self.channel_id)
 
     @classmethod
     def decode_untrusted(cls, raw: bytes) -> Self:

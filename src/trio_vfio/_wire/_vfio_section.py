@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from typing import Final
+from typing import Final, assert_never
 
 from .._errors import PeerProtocolError
 from ._limits import DATA_PIECE, MAX_CONFIG
@@ -73,6 +73,8 @@ def vfio_payload(section: Section) -> Parser[None]:
             case Mark.DEV_CONFIG_STATE:
                 yield from _config(section)
                 return
+            case _:
+                assert_never(mark)
 
 
 def config_blob_untrusted(data: bytes | memoryview, idstr: str) -> bytes:

@@ -202,8 +202,7 @@ class SimulatedDevice:
             _, after = _LEGAL[name]
         finally:
             self._running = None
-            if self._stage is not _Stage.ABORTED:
-                self._stage = after
+            self._stage = _Stage.ABORTED if self.aborted else after
 
     async def _step(self, name: str, seconds: float, size: int = 0) -> None:
         with trio.CancelScope(shield=True):

@@ -66,12 +66,8 @@ class ScriptedSource:
 
     main: trio.abc.Stream
     channels: list[trio.abc.Stream]
-    _sections: dict[str, Section] = attrs.field(
-        factory=dict[str, Section], init=False
-    )
-    _return_path: ReturnPathDecoder = attrs.field(
-        factory=ReturnPathDecoder, init=False
-    )
+    _sections: dict[str, Section] = attrs.field(factory=dict[str, Section], init=False)
+    _return_path: ReturnPathDecoder = attrs.field(factory=ReturnPathDecoder, init=False)
 
     @classmethod
     async def connect(

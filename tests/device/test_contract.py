@@ -1,0 +1,136 @@
+"""Contract: what every sink must do, for each that we bring, on real descriptors."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+from trio.testing import MockClock
+
+from trio_vfio import StateSink
+from trio_vfio._device import FdDevice, FileDevice, NullDevice, SnapshotDirectory
+from trio_vfio.testing import SimulatedDevice
+from trio_vfio.testing._checks import check_state_sink
+
+
+async def test_a_memfd() -> None:
+    fds: dict[StateSink, int] = {}
+
+    def make() -> FdDevice:
+        fd = os.memfd_create("state")
+        device = FdDevice(fd)
+        fds[device] = fd
+        return device
+
+    async def read_back(sink: StateSink) -> bytes:
+        return os.pread(fds[sink], 1 << 30, 0)
+
+    try:
+        await check_state_sink(make, read_back)
+    finally:
+        for fd in fds.values():
+            os.close(fd)
+
+
+def pipe() -> tuple[int, int]:
+    return os.pipe()
+
+
+def connection() -> tuple[int, int]:
+    left, right = socket.socketpair()
+    return left.detach(), right.detach()
+
+
+@attrs.define(eq=False)
+class Drained:
+    """A descriptor whose other end is read all the time."""
+
+    writer: int
+    data: bytearray = attrs.field(factory=bytearray)
+    ended: trio.Event = attrs.field(factory=trio.Event)
+
+    async def drain(self, reader: int) -> None:
+        async with trio.lowlevel.FdStream(reader) as stream:
+            async for data in stream:
+                self.data += data
+        self.ended.set()
+
+    def close(self) -> None:
+        fd, self.writer = self.writer, -1
+        if fd != -1:
+            os.close(fd)
+
+
+@pytest.mark.parametrize("opens", [pipe, connection])
+async def test_a_descriptor_that_must_be_read(
+    opens: Callable[[], tuple[int, int]],
+) -> None:
+    drained: dict[StateSink, Drained] = {}
+
+    async def read_back(sink: StateSink) -> bytes:
+        drained[sink].close()
+        await drained[sink].ended.wait()
+        return bytes(drained[sink].data)
+
+    async with trio.open_nursery() as nursery:
+
+        def make() -> FdDevice:
+            reader, writer = opens()
+            device = FdDevice(writer)
+            drained[device] = Drained(writer)
+            nursery.start_soon(drained[device].drain, reader)
+            return device
+
+        await check_state_sink(make, read_back)
+        for each in drained.values():
+            each.close()
+
+
+async def test_files(tmp_path: Path) -> None:
+    paths = iter(tmp_path / f"{n}.state" for n in range(100))
+
+    async def read_back(sink: StateSink) -> bytes:
+        assert isinstance(sink, FileDevice)
+        return sink.path.read_bytes()
+
+    await check_state_sink(lambda: FileDevice(next(paths)), read_back)
+    # Of the six devices of the check, two finished and were not aborted.
+    assert sorted(os.listdir(tmp_path)) == ["0.state", "0.state.config", "1.state"]
+
+
+async def test_a_snapshot(tmp_path: Path) -> None:
+    instances = iter(range(100))
+    snapshot = SnapshotDirectory(tmp_path / "snapshot")
+    await check_state_sink(lambda: snapshot("vfio", next(instances)))
+
+
+async def test_the_null_device() -> None:
+    await check_state_sink(NullDevice)
+
+
+async def test_a_simulated_device(autojump_clock: MockClock) -> None:
+    async def read_back(sink: StateSink) -> bytes:
+        assert isinstance(sink, SimulatedDevice)
+        return sink.loaded
+
+    await check_state_sink(
+        lambda: SimulatedDevice(seconds_per_call=0.1, seconds_per_mib=1), read_back
+    )
+
+
+async def test_a_socket_whose_peer_has_gone() -> None:
+    """Neither an endless wait nor a signal, but the error by its name."""
+    left, right = socket.socketpair()
+    with closing(left):
+        right.close()
+        device = FdDevice(left.fileno())
+        await device.begin()
+        with pytest.raises(BrokenPipeError, match=r"after 0 of 3 bytes"):
+            await device.write(iter([memoryview(b"abc")]))
+        await device.abort()

@@ -1,0 +1,223 @@
+"""Collaboration: the contract check finds what is wrong with a device, and says it."""
+
+from __future__ import annotations
+
+import errno
+import math
+import re
+from collections.abc import Callable, Iterator
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from trio_vfio import StateSink
+from trio_vfio.testing._checks import check_state_sink
+
+
+class Sound:
+    """A device that does all it must, to be broken in one place."""
+
+    precopy: bool | None = None
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.aborting = trio.Event()
+
+    async def begin(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def write(self, buffers: Iterator[memoryview]) -> None:
+        for buffer in buffers:
+            await trio.lowlevel.checkpoint()
+            self.data += buffer
+
+    async def load_config(self, blob: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def finish(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def abort(self) -> None:
+        self.aborting.set()
+        await trio.lowlevel.checkpoint()
+
+
+class OddPrecopy(Sound):
+    precopy = "yes"  # type: ignore[assignment]
+
+
+class FailsToBegin(Sound):
+    async def begin(self) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+class NeverFinishes(Sound):
+    async def finish(self) -> None:
+        await trio.sleep_forever()
+
+
+class NeedsData(Sound):
+    async def finish(self) -> None:
+        if not self.data:
+            raise ValueError("no data")
+
+
+class TakesOneBuffer(Sound):
+    async def write(self, buffers: Iterator[memoryview]) -> None:
+        await trio.lowlevel.checkpoint()
+        for buffer in buffers:
+            self.data += buffer
+            return
+
+
+class NeedsABuffer(Sound):
+    async def write(self, buffers: Iterator[memoryview]) -> None:
+        self.data += next(buffers)
+        await super().write(buffers)
+
+
+class KeepsViews(Sound):
+    def __init__(self) -> None:
+        super().__init__()
+        self.views: list[memoryview] = []
+
+    async def write(self, buffers: Iterator[memoryview]) -> None:
+        await trio.lowlevel.checkpoint()
+        self.views += buffers
+
+    async def finish(self) -> None:
+        self.data = b"".join(self.views)
+
+
+class LosesTheEnd(Sound):
+    async def finish(self) -> None:
+        self.data = self.data[:-1]
+
+
+class CannotAbortWhenFinished(Sound):
+    finished = False
+
+    async def finish(self) -> None:
+        self.finished = True
+
+    async def abort(self) -> None:
+        if self.finished:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        await super().abort()
+
+
+class HangsInAbort(Sound):
+    async def abort(self) -> None:
+        await super().abort()
+        await trio.sleep_forever()
+
+
+class DeafToCancel(Sound):
+    """It waits for something that only an abort ends."""
+
+    async def write(self, buffers: Iterator[memoryview]) -> None:
+        for n, buffer in enumerate(buffers):
+            self.data += buffer
+            with trio.CancelScope(shield=True):
+                if n == 8:
+                    await self.aborting.wait()
+                await trio.lowlevel.checkpoint()
+
+
+class StopsSilently(Sound):
+    async def write(self, buffers: Iterator[memoryview]) -> None:
+        for buffer in buffers:
+            self.data += buffer
+            if trio.current_effective_deadline() == -math.inf:
+                return
+            await trio.lowlevel.checkpoint()
+
+
+class FailsWhenCancelled(Sound):
+    async def write(self, buffers: Iterator[memoryview]) -> None:
+        try:
+            await super().write(buffers)
+        finally:
+            if trio.current_effective_deadline() == -math.inf:
+                raise OSError(errno.EINTR, "Interrupted system call")
+
+
+class CannotAbortAfterACancel(Sound):
+    cancelled = False
+
+    async def write(self, buffers: Iterator[memoryview]) -> None:
+        try:
+            await super().write(buffers)
+        except trio.Cancelled:
+            self.cancelled = True
+            raise
+
+    async def abort(self) -> None:
+        if self.cancelled:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        await super().abort()
+
+
+class AbortEndsNothing(Sound):
+    """A cancel ends its write where an abort does not."""
+
+    async def write(self, buffers: Iterator[memoryview]) -> None:
+        for n, buffer in enumerate(buffers):
+            self.data += buffer
+            await trio.sleep(math.inf if n == 8 else 0)
+
+
+class FailsToAbortAWrite(Sound):
+    writing = False
+
+    async def write(self, buffers: Iterator[memoryview]) -> None:
+        self.writing = True
+        try:
+            await super().write(buffers)
+        finally:
+            self.writing = False
+
+    async def abort(self) -> None:
+        if self.writing:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        await super().abort()
+
+
+async def read_back(sink: StateSink) -> bytes:
+    assert isinstance(sink, Sound)
+    return sink.data
+
+
+async def test_a_sound_device_passes(autojump_clock: MockClock) -> None:
+    await check_state_sink(Sound, read_back)
+    await check_state_sink(Sound)
+    assert trio.current_time() == 0
+
+
+@pytest.mark.parametrize(
+    ("device", "complaint"),
+    [
+        (OddPrecopy, "precopy is 'yes'"),
+        (FailsToBegin, "begin raised OSError(5, 'Input/output error')"),
+        (NeverFinishes, "finish did not end within 10 s"),
+        (NeedsData, "finish without data and without config raised ValueError"),
+        (TakesOneBuffer, "write of 1 buffers returned before it asked for the one"),
+        (NeedsABuffer, "write of 0 buffers raised"),
+        (KeepsViews, "is a buffer kept longer than until the next one is asked for?"),
+        (LosesTheEnd, "414105 bytes were written and 414104 came back; they differ at"),
+        (CannotAbortWhenFinished, "abort after finish raised OSError(9"),
+        (HangsInAbort, "abort right after begin did not end within 10 s"),
+        (DeafToCancel, "write was cancelled and had not left 10 s later: look for"),
+        (StopsSilently, "write returned when it was cancelled, but had not taken"),
+        (FailsWhenCancelled, "write raised InterruptedError(4"),
+        (CannotAbortAfterACancel, "abort after a cancelled write raised OSError(16"),
+        (AbortEndsNothing, "write was aborted and had not left 10 s later"),
+        (FailsToAbortAWrite, "abort during a write raised OSError(16"),
+    ],
+)
+async def test_what_is_wrong_is_said(
+    autojump_clock: MockClock, device: Callable[[], StateSink], complaint: str
+) -> None:
+    with pytest.raises(AssertionError, match=re.escape(complaint)):
+        await check_state_sink(device, read_back)
