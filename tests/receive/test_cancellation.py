@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import cast
 
 import pytest
@@ -34,6 +34,20 @@ from trio_vfio.testing import (
 A, B, C, D = (f"0000:00:0{n}.0/vfio" for n in (4, 5, 6, 7))
 PONG = (ReturnPathType.PONG, 1)
 SHUT_1 = (ReturnPathType.SHUT, 1)
+
+
+class Careless:
+    """A device that takes everything and remembers nothing."""
+
+    @property
+    def precopy(self) -> bool | None:
+        return None
+
+    async def begin(self) -> None: ...
+    async def write(self, buffers: Iterator[memoryview]) -> None: ...
+    async def load_config(self, blob: bytes) -> None: ...
+    async def finish(self) -> None: ...
+    async def abort(self) -> None: ...
 
 
 class Told:
@@ -295,18 +309,9 @@ async def test_an_abort_that_fails_is_a_fault_too(autojump_clock: MockClock) -> 
 async def test_a_device_that_returns_before_it_has_taken_all(
     autojump_clock: MockClock,
 ) -> None:
-    class Lazy:
-        precopy = None
-
-        async def begin(self) -> None: ...
-        async def write(self, buffers: object) -> None: ...
-        async def load_config(self, blob: bytes) -> None: ...
-        async def finish(self) -> None: ...
-        async def abort(self) -> None: ...
-
     connect, there = link()
     with pytest.raises(MigrationFailed) as failed:
-        async with open_incoming(there, {A: Lazy()}) as incoming:
+        async with open_incoming(there, {A: Careless()}) as incoming:
             source = await ScriptedSource.connect(connect)
             await source.begin(A)
             await loading(source)
@@ -321,9 +326,7 @@ async def test_a_device_with_tasks_of_its_own_may_fail_and_be_cancelled_at_once(
 ) -> None:
     """What it raises in a group with the cancel is its fault all the same."""
 
-    class Busy:
-        precopy = None
-
+    class Busy(Careless):
         async def begin(self) -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(trio.sleep_forever)
@@ -332,9 +335,6 @@ async def test_a_device_with_tasks_of_its_own_may_fail_and_be_cancelled_at_once(
                 finally:
                     raise OSError(errno.EIO, "Input/output error")
 
-        async def write(self, buffers: object) -> None: ...
-        async def load_config(self, blob: bytes) -> None: ...
-        async def finish(self) -> None: ...
         async def abort(self) -> None:
             raise AssertionError("begin has failed, so there is nothing to abort")
 
@@ -463,3 +463,41 @@ async def test_wait_complete_raises_where_the_cancel_does_not_reach(
                 with pytest.raises(MigrationFailed) as inside:
                     await incoming.wait_complete()
     assert inside.value.exceptions == outside.value.exceptions
+
+
+async def test_a_mistake_in_a_device_is_not_hidden(autojump_clock: MockClock) -> None:
+    """It leaves as what it is, once the devices are aborted and the source told."""
+
+    class Unfinished(Careless):
+        @property
+        def precopy(self) -> bool | None:
+            raise ZeroDivisionError
+
+    device = SimulatedDevice()
+    connect, there = link()
+    sinks: dict[str, StateSink] = {A: device}
+
+    def make(idstr: str, instance_id: int) -> StateSink:
+        return sinks.get(idstr) or Unfinished()
+
+    with pytest.RaisesGroup(pytest.RaisesGroup(ZeroDivisionError)):
+        async with open_incoming(there, make) as incoming:
+            source = await ScriptedSource.connect(connect)
+            await source.begin(A, B, return_path=True)
+            await incoming.wait_complete()
+    assert device.aborted_at is not None
+    assert await source.heard() == [PONG, SHUT_1]
+    assert incoming.state.value is SessionState.FAILED
+
+
+async def test_what_the_block_raises_with_a_cancel_from_outside(
+    autojump_clock: MockClock,
+) -> None:
+    _, there = link()
+    with trio.move_on_after(1):
+        with pytest.raises(ValueError):
+            async with open_incoming(there, {A: SimulatedDevice()}):
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    raise ValueError

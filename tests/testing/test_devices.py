@@ -285,6 +285,11 @@ def test_a_fault_in_a_call_that_does_not_exist(
         make()
 
 
+def test_an_abort_that_hangs_would_never_end() -> None:
+    with pytest.raises(ValueError, match="abort is what ends"):
+        SimulatedDevice(hangs_in="abort")
+
+
 async def test_a_device_that_takes_no_time_lets_others_run() -> None:
     """Every call is a checkpoint, so that nothing hangs on a device without cost."""
     device = SimulatedDevice()

@@ -28,6 +28,7 @@ from trio_vfio._wire._main_events import (
 )
 from trio_vfio._wire._multifd import (
     INITIAL_SIZE,
+    STATE_HEADER_SIZE,
     InitialPacket,
     RamPacket,
     StatePacket,
@@ -80,13 +81,20 @@ def test_main_stream(capture: CaptureFiles) -> None:
         for event in events
         if isinstance(event, Command) and event.number == CommandType.SWITCHOVER_START
     ]
-    assert switchovers == [expected["switchover_start"]]
+    announced = expected["switchover_start"]
+    assert switchovers == ([] if announced is None else [announced])
     # The FULL sections of the whole machine, by its description; a mere search
     # finds those of VFIO devices only.
     kinds = [event.type for event in events if isinstance(event, Section)]
     assert kinds.count(SectionType.FULL) > 25
-    for sizes in ([1], [7, 1], [4099], [65536, 13]):
+    for sizes in ([1] * 1500 + [5000], [4099], [65536, 13]):
         assert main_events(cut(raw, sizes)) == events
+
+
+@pytest.mark.parametrize("name", ["demo", "c-1dev-main-multifd-ram-proxy"])
+def test_main_stream_byte_by_byte(name: str) -> None:
+    raw = capture(name).main
+    assert main_events(cut(raw, [1])) == main_events([raw])
 
 
 @every_complete
@@ -111,7 +119,7 @@ def test_main_stream_without_its_end(capture: CaptureFiles) -> None:
     assert [event for event in events if isinstance(event, EndOfSections)] == [
         EndOfSections(eof)
     ]
-    for length in (eof, eof + 2, eof + 5, eof + 6, eof + 100, len(raw) - 1):
+    for length in (eof, eof + 2, eof + 6, len(raw) - 1):
         decoder = MainDecoder()
         decoder.received(raw[:length])
         list(drain(decoder))
@@ -198,8 +206,7 @@ def test_devices(capture: CaptureFiles) -> None:
 def _careful_sizes(decoder: ChannelDecoder) -> Iterator[int]:
     """Byte by byte, but for the inner part of payloads, which is left to luck."""
     while True:
-        inside = len(decoder.buffers()) == 2
-        yield max(1, len(decoder.buffers()[0]) - 3) if inside else 1
+        yield max(1, room(decoder) - STATE_HEADER_SIZE - 3)
 
 
 @every_complete
@@ -249,7 +256,7 @@ def test_channel_really_byte_by_byte() -> None:
 
 @every_complete
 def test_config_blob(capture: CaptureFiles) -> None:
-    """It is taken apart, with the vendor and device id of an mtty."""
+    """It is taken apart without loss."""
     main = [
         event.blob
         for event in main_events([capture.main])
@@ -265,10 +272,12 @@ def test_config_blob(capture: CaptureFiles) -> None:
     assert len(blobs) == len(capture.expected["devices"])
     for blob in blobs:
         parsed = ConfigBlob.decode_untrusted(blob)
-        assert (parsed.vendor_id, parsed.device_id) == (0x4348, 0x3253)
-        assert (parsed.version, len(parsed.config_space)) == (2, 4096)
-        assert (parsed.msix_vectors, parsed.msix_table, parsed.rest) == (0, b"", b"")
         assert parsed.encode() == blob
+        assert (parsed.version, len(parsed.config_space)) == (2, 4096)
+        if capture.name == "demo":
+            # An mtty, which has no MSI-X.
+            assert (parsed.vendor_id, parsed.device_id) == (0x4348, 0x3253)
+            assert (parsed.msix_vectors, parsed.msix_table) == (0, b"")
 
 
 def test_source_that_stopped_half_way() -> None:
@@ -315,6 +324,15 @@ def test_return_path(capture: CaptureFiles) -> None:
         for frame in decoder.received(piece)
     ]
     decoder.received_eof()
-    acks = 2 if capture.name.startswith("v11-d-2dev") else 1
-    assert frames == [pong(1), *[SWITCHOVER_ACK] * acks, shut(0)]
+    acks = frames[1:-1]
+    assert frames == [pong(1), *acks, shut(0)]
+    assert set(acks) <= {SWITCHOVER_ACK}
     assert b"".join(frame.encode() for frame in frames) == capture.return_path
+
+
+def test_acks_of_a_new_machine_type() -> None:
+    """One for each device; up to 11.0 there was one for all."""
+    for name, acks in [("v11-d-2dev-4ch-rp-ack-proxy", 2), ("demo", 1)]:
+        raw = capture(name).return_path
+        assert raw is not None
+        assert ReturnPathDecoder().received(raw).count(SWITCHOVER_ACK) == acks

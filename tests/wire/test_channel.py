@@ -283,9 +283,9 @@ def test_packet_is_not_lost_because_of_the_one_behind_it() -> None:
     decoder.accept(bytearray(16))
     (whole,) = put(decoder, DATA + b"no magic number")
     assert whole == StatePacket(placed(HEADER), memoryview(DATA))
-    for _ in range(2):
+    for call in (decoder.buffers, decoder.received_eof):
         with pytest.raises(PeerProtocolError, match="magic 0x6e6f206d") as caught:
-            decoder.buffers()
+            call()
         assert caught.value.offset == INITIAL_SIZE + len(PACKET)
 
 

@@ -119,22 +119,10 @@ def misfit(length: int, vectors: int) -> str:
         (blob_of()[:275], "config blob of 275 bytes"),
         (blob_of(version=3), "config blob of unknown version 3"),
         (blob_of(version=0xFFFF_FFFF), "config blob of unknown version 4294967295"),
-        (
-            blob_of()[:-1],
-            misfit(4115, 0),
-        ),
-        (
-            blob_of(behind=b"\5"),
-            misfit(4117, 0),
-        ),
-        (
-            blob_of(space=bytes(255 * 2)),
-            misfit(530, 0),
-        ),
-        (
-            blob_of(space=bytes(with_vectors(33))),
-            misfit(4116, 33),
-        ),
+        (blob_of()[:-1], misfit(4115, 0)),
+        (blob_of(behind=b"\5"), misfit(4117, 0)),
+        (blob_of(space=bytes(255 * 2)), misfit(530, 0)),
+        (blob_of(space=bytes(with_vectors(33))), misfit(4116, 33)),
         (
             blob_of(intx=bytes(7) + b"\2" + bytes(8)),
             "config blob with INTx state 00000000 00000002 00000000 00000000",

@@ -92,7 +92,7 @@ def test_changed_streams(
     assert outcome(raw, sizes) == outcome(raw, [1 << 30])
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(st.sampled_from(COMPLETE), changes, st.sampled_from([1 << 30, 4099]))
 def test_changed_captures(
     capture: CaptureFiles, where: list[tuple[float, int]], size: int
@@ -104,7 +104,7 @@ def test_changed_captures(
         assert 0 <= offset <= len(capture.main)
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(st.sampled_from(COMPLETE), st.integers(0, 1200), st.integers(0, 255))
 def test_changed_beginnings_of_captures(
     capture: CaptureFiles, at: int, value: int

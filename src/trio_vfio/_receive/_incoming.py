@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import final
+from typing import cast, final
 
 import attrs
 import trio
@@ -164,11 +164,14 @@ async def open_incoming(
                 try:
                     with session.stop.body:
                         yield Incoming(addresses, session)
-                except BaseException as error:  # noqa: ASYNC103, BLE001 (raised below)
+                except BaseException as error:  # noqa: ASYNC103 (raised below)
+                    if _holds_cancel(error):
+                        raise
+                    # To leave as it is, not in the nursery's group.
                     body_error = error
-                session.leave()
-        except BaseException:
-            # What the block raised leaves as it is, not in the nursery's group.
+                finally:
+                    session.leave()
+        except trio.Cancelled:  # noqa: ASYNC103 (what the block raised goes first)
             if body_error is None:
                 raise
         if body_error is not None:
@@ -184,7 +187,8 @@ async def _run(session: Session, connections: Connections) -> None:
     try:
         await session.run(connections.serve)
     finally:
-        await connections.close()
+        # Waits for no peer, and for a TLS one only with a deadline of its own.
+        await connections.close()  # noqa: ASYNC102
 
 
 @asynccontextmanager
@@ -218,3 +222,10 @@ def _named(devices: Devices) -> dict[tuple[str, int], StateSink]:
         (name, 0) if isinstance(name, str) else name: sink
         for name, sink in devices.items()
     }
+
+
+def _holds_cancel(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        return group.subgroup(trio.Cancelled) is not None
+    return isinstance(error, trio.Cancelled)

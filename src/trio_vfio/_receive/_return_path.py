@@ -57,7 +57,8 @@ class ReturnPath:
             raise _lost(error) from error
         except trio.Cancelled:
             try:
-                await self._send_shut(1)
+                # Shielded, with a deadline of its own.
+                await self._send_shut(1)  # noqa: ASYNC102
             except ConnectionLost as error:
                 log.info("the source was not told that the migration failed: %s", error)
             raise

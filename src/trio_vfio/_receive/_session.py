@@ -78,6 +78,7 @@ class Session:
     page_size: int = attrs.field(default=0, init=False)
     error: Exception | None = attrs.field(default=None, init=False)
     """What the caller's `before_shut` raised."""
+    _crashed: bool = attrs.field(default=False, init=False)
     ended: trio.Event = attrs.field(factory=trio.Event, init=False)
     _budget: Budget = attrs.field(init=False)
     _nursery: trio.Nursery = attrs.field(init=False)
@@ -207,6 +208,10 @@ class Session:
             await task(*args, **kwargs)
         except TrioVfioError as fault:
             self.stop.fail(fault)
+        except Exception:
+            # A mistake, ours or a device's: it leaves as what it is.
+            self._crashed = True
+            raise
 
     def _keep(self, device: IncomingDevice) -> None:
         self._nursery.start_soon(device.calls.keep)
@@ -227,7 +232,7 @@ class Session:
             self.activity.complete()
         for device in self.router.devices.values():
             device.progress.state.value = DeviceState.FAILED
-        failed = bool(self.stop.faults) or self.error is not None
+        failed = bool(self.stop.faults) or self.error is not None or self._crashed
         self.state.value = SessionState.FAILED if failed else SessionState.CANCELLED
         self.ended.set()
 

@@ -143,8 +143,10 @@ class ChannelDecoder:
         """Take note that the channel has ended.
 
         Raises:
-          PeerProtocolError: if it ended inside a packet.
+          PeerProtocolError: if it ended inside a packet, or as for `buffers`.
         """
+        if self._refused is not None:
+            raise self._refused
         if self.inside_packet:
             raise PeerProtocolError(
                 "channel ends inside the packet", offset=self._offset

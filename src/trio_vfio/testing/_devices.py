@@ -105,6 +105,8 @@ class SimulatedDevice:
         for name in (*self.fails, self.hangs_in):
             if name is not None and name not in _LEGAL:
                 raise ValueError(f"a device has no call {name!r}")
+        if self.hangs_in == "abort":
+            raise ValueError("abort is what ends a call that hangs")
 
     @property
     def loaded(self) -> bytes:
