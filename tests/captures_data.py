@@ -67,5 +67,4 @@ COMPLETE: Final = [
 
 def capture(name: str) -> CaptureFiles:
     """Return the capture with that name, ``demo`` being the package's own."""
-    (found,) = [each for each in CAPTURES if each.name == name]
-    return found
+    return next(each for each in CAPTURES if each.name == name)

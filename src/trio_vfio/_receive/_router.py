@@ -236,7 +236,9 @@ class Router:
         what = [] if self.main_ended else ["the end of main"]
         for channel in self.channels.values():
             decoder = channel.decoder
-            if decoder is not None and decoder.inside_packet and not channel.ended:
+            if channel.paused_at is not None:
+                what.append(f"{channel.name}: room for {channel.paused_at[1]}")
+            elif decoder is not None and decoder.inside_packet and not channel.ended:
                 at = decoder.packet_offset
                 what.append(f"{channel.name}: the rest of the packet at byte {at}")
         for device in self.devices.values():

@@ -15,7 +15,7 @@ from typing import Final, Self
 
 import attrs
 
-from .._errors import PeerProtocolError
+from .._errors import PeerProtocolError, device_name
 from ._idstr import idstr_untrusted
 from ._limits import MAX_CHANNELS, MAX_PACKET_PAYLOAD
 
@@ -151,7 +151,7 @@ class StateHeader:
         return fixed + _VFIO.pack(0, self.idx, self.flags)
 
     def __str__(self) -> str:
-        return f"packet {self.idx} of {self.idstr}"
+        return f"packet {self.idx} of {device_name(self.idstr, self.instance_id)}"
 
 
 @attrs.frozen
