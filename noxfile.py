@@ -31,7 +31,7 @@ def sources(*folders: str) -> list[str]:
 def tests(session: nox.Session) -> None:
     """Run the tests, on each Python that is here, and ask for their coverage."""
     session.install("-e", ".[cli]", *group("test"))
-    data = {"COVERAGE_FILE": str(Path(session.create_tmp()).absolute() / "coverage")}
+    data = {"COVERAGE_FILE": str(session.cache_dir / f"coverage-{session.name}")}
     session.run("coverage", "erase", env=data, silent=True)
     session.run("coverage", "run", "-m", "pytest", *session.posargs, env=data)
     session.run("coverage", "combine", "--quiet", env=data)
