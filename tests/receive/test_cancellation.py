@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Awaitable, Callable, Iterator
-from typing import cast
+from typing import Any, cast
 
+import attrs
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -501,3 +502,128 @@ async def test_what_the_block_raises_with_a_cancel_from_outside(
                     await trio.sleep_forever()
                 finally:
                     raise ValueError
+
+
+@attrs.define(eq=False)
+class AtLastWord(trio.abc.Stream):
+    """Passes everything on, and does *this* before SHUT(0) goes out."""
+
+    inner: trio.abc.Stream
+    this: Callable[[], Awaitable[None]]
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if bytes(data) == b"\0\1\0\4\0\0\0\0":
+            await self.this()
+        await self.inner.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.inner.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self.inner.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+
+@pytest.fixture(name="pairs")
+def make_pairs() -> list[tuple[trio.abc.Stream, trio.abc.Stream]]:
+    """Make a main connection and a channel in memory."""
+    return [trio.testing.memory_stream_pair() for _ in range(2)]
+
+
+async def source_on(
+    pairs: list[tuple[trio.abc.Stream, trio.abc.Stream]],
+) -> ScriptedSource:
+    """Make the source at the far end of *pairs*."""
+    ours = [pair[0] for pair in pairs]
+
+    async def connect() -> trio.abc.Stream:
+        return ours.pop(0)
+
+    return await ScriptedSource.connect(connect, channels=1)
+
+
+async def test_a_cancel_that_comes_with_the_last_word_comes_too_late(
+    autojump_clock: MockClock, pairs: list[tuple[trio.abc.Stream, trio.abc.Stream]]
+) -> None:
+    """The source has let go, so the devices are kept, whatever the block does."""
+    device = SimulatedDevice()
+
+    async def cancel() -> None:
+        scope.cancel()
+        await trio.sleep(0.1)
+
+    with trio.CancelScope() as scope:
+        main = AtLastWord(pairs[0][1], cancel)
+        async with open_incoming([main, pairs[1][1]], {A: device}) as incoming:
+            source = await source_on(pairs)
+            await source.begin(A, return_path=True)
+            await loading(source)
+            await incoming.wait_complete()
+    assert scope.cancelled_caught
+    assert incoming.state.value is SessionState.COMPLETED
+    assert incoming.result().status == "completed"
+    assert (device.finished, device.aborted_at) == (True, None)
+    await main.aclose()
+    assert await source.heard() == [PONG, (ReturnPathType.SHUT, 0)]
+
+
+async def test_a_fault_that_comes_with_the_last_word_comes_too_late(
+    autojump_clock: MockClock, pairs: list[tuple[trio.abc.Stream, trio.abc.Stream]]
+) -> None:
+    """Neither the block nor the devices hear of it."""
+    device = SimulatedDevice()
+
+    async def fail() -> None:
+        await source.packets(0, b"garbage" * 100)
+        await trio.sleep(0.1)
+
+    main = AtLastWord(pairs[0][1], fail)
+    async with open_incoming([main, pairs[1][1]], {A: device}) as incoming:
+        source = await source_on(pairs)
+        await source.begin(A, return_path=True)
+        await loading(source)
+        result = await incoming.wait_complete()
+    assert (result.status, result.errors) == ("completed", ())
+    assert device.aborted_at is None
+
+
+async def test_a_last_word_that_cannot_be_said_leaves_every_fault(
+    autojump_clock: MockClock, pairs: list[tuple[trio.abc.Stream, trio.abc.Stream]]
+) -> None:
+    """The source does not take it in time, so it has not let go."""
+    device = SimulatedDevice()
+
+    async def fail() -> None:
+        await source.packets(0, b"garbage" * 100)
+        await trio.sleep(100)
+
+    main = AtLastWord(pairs[0][1], fail)
+    with pytest.raises(MigrationFailed) as failed:
+        async with open_incoming([main, pairs[1][1]], {A: device}) as incoming:
+            source = await source_on(pairs)
+            await source.begin(A, return_path=True)
+            await loading(source)
+            await incoming.wait_complete()
+    garbage, silence = map(str, failed.value.exceptions)
+    assert garbage.startswith("channel 0: packet with magic 0x67617262 (at byte ")
+    assert silence == "main: the source does not take the last word"
+    assert device.aborted_at == 0.5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"page_size": 4095},
+        {"page_size": 0},
+        {"device_grace": -1.0},
+        {"max_queued_bytes": -1},
+        {"max_session_bytes": -1},
+    ],
+    ids=str,
+)
+async def test_options_that_make_no_sense(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        async with open_incoming([], {}, **options):
+            pass

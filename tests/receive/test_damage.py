@@ -92,7 +92,7 @@ def copy_packet(idx: int, times: int) -> Damage:
                 272: "with a payload of",
                 275: "channel 3: channel ends inside",
                 279: "unknown version 21",
-                280: f"waiting for channel 3: room for packet 352321538 of {DEVICE}, {DEVICE}: packet 2",
+                280: f"packet 352321538 of {DEVICE}",
                 283: f"packet 5 of {DEVICE} is the config, but packet 23 is",
                 287: "unknown flags 0x15",
             }.items()

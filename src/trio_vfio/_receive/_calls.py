@@ -118,9 +118,11 @@ class DeviceCalls:
         try:
             await self._released.wait()
         except trio.Cancelled:
-            if not self._released.is_set():
-                self.written.stopping = True
-                with trio.CancelScope(shield=True):
+            with trio.CancelScope(shield=True):
+                if self.stop.last_word is not None:
+                    await self.stop.last_word.wait()
+                if not self._released.is_set():
+                    self.written.stopping = True
                     await self._end()
             raise
 

@@ -136,7 +136,7 @@ async def open_incoming(
     Raises:
       MigrationFailed: with every fault that was found: `PeerProtocolError`,
         `ConnectionLost`, `DeadlineExceeded`, `DeviceError`.
-      ValueError: if *where* is no address.
+      ValueError: if *where* is no address, or a number makes no sense.
       OSError: if it cannot be listened on.
       Whatever the block itself raises, as it is.
     """

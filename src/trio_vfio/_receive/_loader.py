@@ -167,7 +167,6 @@ class IncomingDevice:
     async def _write(self, buffers: Sequence[tuple[int | None, memoryview]]) -> None:
         run = Run(self.written, buffers)
         await self.calls.call("write", self.calls.sink.write, run)
-        self.progress.data_bytes = self.written.bytes
         if not run.exhausted:
             raise self.calls.error(
                 "write",

@@ -8,6 +8,7 @@ import attrs
 
 from .._result import DeviceState
 from .._values import AsyncValue
+from ._run import Written
 
 
 def _setup() -> AsyncValue[DeviceState]:
@@ -22,14 +23,13 @@ class DeviceProgress:
     idstr: str
     """Its name in the migration stream: the guest's path to it."""
     instance_id: int
+    _written: Written = attrs.field(alias="written")
     state: AsyncValue[DeviceState] = attrs.field(factory=_setup, init=False)
     """Wait on it: ``await device.state.wait_value(DeviceState.COMPLETED)``."""
     transfer: str | None = attrs.field(default=None, init=False)
     """``multifd`` or ``main``: how data comes after switchover; None: not known."""
     precopy_bytes: int = attrs.field(default=0, init=False)
     """Data before switchover that the device has taken, in bytes."""
-    data_bytes: int = attrs.field(default=0, init=False)
-    """All data that the device has taken, in bytes."""
     buffers: int = attrs.field(default=0, init=False)
     """Data packets taken, or blocks after switchover on the main channel."""
     queued_bytes: int = attrs.field(default=0, init=False)
@@ -42,3 +42,8 @@ class DeviceProgress:
     """Size of the config blob; None before it was taken."""
     seconds: float | None = attrs.field(default=None, init=False)
     """From the start of its loader to the device's acceptance; None before."""
+
+    @property
+    def data_bytes(self) -> int:
+        """All data that the device has taken, in bytes."""
+        return self._written.bytes

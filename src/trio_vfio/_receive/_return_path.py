@@ -10,7 +10,7 @@ import trio
 
 from .._errors import ConnectionLost
 from .._wire._return_path import ReturnPathFrame, shut
-from ._stop import log
+from ._stop import Stop, log
 
 SHUT_GRACE: Final = 0.5
 """Seconds to get the last word out, whatever else has to end."""
@@ -22,6 +22,7 @@ class ReturnPath:
     """Owns the sending half of the main connection, once the source opens it."""
 
     stream: trio.abc.SendStream
+    stop: Stop
     on_success: Callable[[], None]
     """Called when the source has been told that all is loaded."""
 
@@ -62,8 +63,12 @@ class ReturnPath:
             except ConnectionLost as error:
                 log.info("the source was not told that the migration failed: %s", error)
             raise
-        await self._send_shut(0)
-        self.on_success()
+        told = self.stop.last_word = trio.Event()
+        try:
+            await self._send_shut(0)
+            self.on_success()
+        finally:
+            told.set()
 
     async def _send_shut(self, value: int) -> None:
         with trio.move_on_after(SHUT_GRACE, shield=True):

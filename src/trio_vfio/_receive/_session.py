@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable
-from typing import Final, ParamSpec, final
+from typing import Any, Final, ParamSpec, final
 
 import attrs
 import trio
@@ -14,6 +14,7 @@ from .._device._port import StateSink
 from .._errors import DeviceError, MigrationFailed, TrioVfioError
 from .._result import DeviceState, MigrationResult, SessionState
 from .._values import AsyncValue
+from .._wire._main_stream import PAGE_BITS
 from ._activity import Activity
 from ._calls import DeviceCalls
 from ._loader import IncomingDevice
@@ -36,6 +37,13 @@ MakeSink = Callable[[str, int], StateSink]
 BeforeShut = Callable[[MigrationResult], Awaitable[None]]
 
 
+def _at_least(least: float) -> Any:
+    return attrs.validators.optional(attrs.validators.ge(least))
+
+
+_PAGE_SIZES: Final = tuple(1 << bits for bits in PAGE_BITS)
+
+
 @attrs.frozen(kw_only=True)
 class Options:
     """What the caller decides; see `open_incoming`."""
@@ -44,11 +52,13 @@ class Options:
     make: MakeSink | None
     """For devices that were not named; None: there must be none."""
     deadlines: Deadlines
-    device_grace: float | None
+    device_grace: float | None = attrs.field(validator=_at_least(0))
     digests: bool
-    page_size: int | None
-    max_queued_bytes: int
-    max_session_bytes: int
+    page_size: int | None = attrs.field(
+        validator=attrs.validators.optional(attrs.validators.in_(_PAGE_SIZES))
+    )
+    max_queued_bytes: int = attrs.field(validator=_at_least(0))
+    max_session_bytes: int = attrs.field(validator=_at_least(0))
     legacy_switchover_ack: bool | None
     before_shut: BeforeShut | None
 
@@ -132,7 +142,7 @@ class Session:
 
     def open_return_path(self, stream: trio.abc.SendStream) -> ReturnPath:
         """The source listens on *stream*: start the task that speaks."""
-        return_path = ReturnPath(stream, self._complete)
+        return_path = ReturnPath(stream, self.stop, self._complete)
         self.spawn(return_path.run)
         return return_path
 
@@ -218,7 +228,7 @@ class Session:
 
     def _complete(self) -> None:
         """The migration has succeeded, and the source knows it."""
-        self.stop.completed = True
+        self.stop.succeed()
         for device in self.router.devices.values():
             device.calls.release()
         self.state.value = SessionState.COMPLETED
@@ -261,7 +271,7 @@ class Session:
             calls=calls,
             queue=ReorderQueue(self.options.max_queued_bytes, self._budget),
             written=written,
-            progress=DeviceProgress(*key),
+            progress=DeviceProgress(*key, written),
             after_release=self.router.wake_over_budget,
             check_progress=self.router.check_progress,
         )

@@ -25,6 +25,10 @@ class Stop:
     faults: list[TrioVfioError] = attrs.field(factory=list[TrioVfioError], init=False)
     completed: bool = attrs.field(default=False, init=False)
     """Whether the migration has succeeded, after which nothing can fail it."""
+    last_word: trio.Event | None = attrs.field(default=None, init=False)
+    """There while the source is being told of success, and set when it was told or
+    cannot be. Meanwhile nobody knows whether it has let go of its devices, so
+    neither a fault nor a cancel may make us drop them."""
 
     def fail(self, fault: TrioVfioError) -> None:
         """Record *fault* and cancel the session, if it has not succeeded."""
@@ -33,7 +37,15 @@ class Stop:
             return
         log.debug("fault: %s", fault)
         self.faults.append(fault)
-        self.cancel(f"failed: {fault}")
+        if self.last_word is None or self.last_word.is_set():
+            self.cancel(f"failed: {fault}")
+
+    def succeed(self) -> None:
+        """The source has let go: from now on the devices are ours."""
+        self.completed = True
+        for fault in self.faults:
+            log.info("after the migration: %s", fault)
+        self.faults.clear()
 
     def cancel(self, reason: str) -> None:
         """Cancel the session and the caller's block. Does not wait."""

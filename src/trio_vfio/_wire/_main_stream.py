@@ -41,7 +41,7 @@ STREAM_MAGIC: Final = 0x5145564D
 STREAM_VERSION: Final = 3
 DEFAULT_PAGE_SIZE: Final = 4096
 
-_PAGE_BITS: Final = range(10, 17)
+PAGE_BITS: Final = range(10, 17)
 _MAX_CAPABILITIES: Final = 64
 
 # Lengths that QEMU checks (``mig_cmd_args``); the others vary.
@@ -142,7 +142,7 @@ class MainStream:
             raise refuse(f"{name} of unknown version {version}")
         match name:
             case "configuration/target-page-bits":
-                if (bits := (yield from be32())) not in _PAGE_BITS:
+                if (bits := (yield from be32())) not in PAGE_BITS:
                     raise refuse(f"pages of 2**{bits} bytes")
                 return attrs.evolve(so_far, page_bits=bits)
             case "configuration/capabilities":

@@ -7,6 +7,7 @@ that a test is over at once and goes the same way every time. Needs no pytest.
 
 from __future__ import annotations
 
+from ._checks import check_state_sink as check_state_sink
 from ._devices import (
     Call as Call,
     ContractViolation as ContractViolation,
