@@ -51,8 +51,8 @@ async def test_main_may_come_last(autojump_clock: MockClock) -> None:
     ("first", "why"),
     [
         (b"GET / HTTP/1.1\r\n", "begins with b'GET ', so it is no migration"),
-        (b"QEV", "begins with b'QEV', so it is no migration"),
-        (b"", "begins with b'', so it is no migration"),
+        (b"QEV", "ended after 3 bytes"),
+        (b"", "ended after 0 bytes"),
         (b"QEVM\0", "ended after 5 bytes"),
         (InitialPacket().encode()[:40], "ended after 40 bytes"),
         (InitialPacket(channel_id=255).encode(), "channel id 255 of at most 255"),

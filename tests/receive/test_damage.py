@@ -87,7 +87,7 @@ def copy_packet(idx: int, times: int) -> Damage:
                 11: "channel 3: device-state packet with flags 0x55",
                 12: "%000:00:04.0/vfio",
                 29: "channel 3: not a printable idstr",
-                267: "unterminated idstr",
+                267: "bytes behind its idstr",
                 271: f"channel 3: packet 2 of {DEVICE} (instance 21)",
                 272: "with a payload of",
                 275: "channel 3: channel ends inside",

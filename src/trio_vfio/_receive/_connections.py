@@ -133,16 +133,13 @@ class Connections:
             with trio.fail_after(self.session.options.deadlines.handshake or math.inf):
                 first = await self._first_bytes(stream)
             return self._task(stream, first)
-        except (
-            _NotAPeerError,
-            PeerProtocolError,
-            trio.BrokenResourceError,
-            trio.TooSlowError,
-        ) as error:
-            log.warning("dropped a connection: %s", describe(error))
-            return None
+        except (_NotAPeerError, PeerProtocolError) as error:
+            log.warning("dropped a connection%s: %s", _from(stream), error)
+        except (trio.BrokenResourceError, trio.TooSlowError) as error:
+            log.warning("dropped a connection%s: %s", _from(stream), describe(error))
         finally:
             self.session.router.handshakes -= 1
+        return None
 
     async def _first_bytes(self, stream: trio.abc.Stream) -> bytes:
         if self.session.router.handshakes > MAX_HANDSHAKES:
@@ -150,13 +147,14 @@ class Connections:
         if _is_tls(stream):
             await stream.do_handshake()
         first = await receive_exactly(stream, 4)
-        wanted = _FIRST_BYTES.get(first)
-        if wanted is None:
-            raise _NotAPeerError(f"begins with {first!r}, so it is no migration")
-        rest = await receive_exactly(stream, wanted - 4)
-        if len(rest) < wanted - 4:
-            raise _NotAPeerError(f"ended after {4 + len(rest)} bytes")
-        return first + rest
+        wanted = _FIRST_BYTES.get(first, 4)
+        if wanted > 4:
+            first += await receive_exactly(stream, wanted - 4)
+        if len(first) < wanted:
+            raise _NotAPeerError(f"it ended after {len(first)} bytes")
+        if wanted == 4:
+            raise _NotAPeerError(f"it begins with {first!r}, so it is no migration")
+        return first
 
     def _task(self, stream: trio.abc.Stream, first: bytes) -> Awaitable[None]:
         session = self.session
@@ -199,3 +197,14 @@ class Connections:
 
 def _is_tls(stream: trio.abc.Stream) -> TypeGuard[trio.SSLStream[trio.abc.Stream]]:
     return isinstance(stream, trio.SSLStream)
+
+
+def _from(stream: trio.abc.Stream) -> str:
+    """Say where *stream* comes from, if that can be known."""
+    if _is_tls(stream):
+        stream = stream.transport_stream
+    if isinstance(stream, trio.SocketStream):
+        with suppress(OSError):
+            name = stream.socket.getpeername()
+            return f" from {name[0]}" if isinstance(name, tuple) else ""
+    return ""

@@ -249,8 +249,10 @@ def state_header_untrusted(header: bytearray, offset: int) -> StateHeader:
 
 def _padded_idstr_untrusted(raw: bytes) -> str:
     name, _, padding = raw.partition(b"\0")
-    if len(name) == len(raw) or any(padding):
-        raise PeerProtocolError(
-            f"device-state packet with an unterminated idstr: {raw[:64]!r}"
-        )
+    if len(name) == len(raw):
+        reason = f"device-state packet with an unterminated idstr: {name[:64]!r}"
+        raise PeerProtocolError(reason)
+    if any(padding):
+        reason = f"device-state packet with bytes behind its idstr: {name[:64]!r}"
+        raise PeerProtocolError(reason)
     return idstr_untrusted(name)
