@@ -20,7 +20,11 @@ def main() -> int:
             " pip install 'trio-vfio[cli]'\n"
         )
         return 1
-    return run_command()
+    try:
+        return run_command()
+    except KeyboardInterrupt:
+        # Before Trio has taken the signals over, or after.
+        return 130
 
 
 if __name__ == "__main__":

@@ -302,3 +302,13 @@ def test_extract_where_nothing_can_be_written(capture: Path, capsys: Captured) -
 )
 def test_plain(text: str, shown: str) -> None:
     assert plain(text) == shown
+
+
+def test_interrupted_before_anything_listens_for_signals(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt() -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_main, "run_command", interrupt)
+    assert main() == 130

@@ -495,13 +495,12 @@ async def test_what_the_block_raises_with_a_cancel_from_outside(
     autojump_clock: MockClock,
 ) -> None:
     _, there = link()
-    with trio.move_on_after(1):
-        with pytest.raises(ValueError):
-            async with open_incoming(there, {A: SimulatedDevice()}):
-                try:
-                    await trio.sleep_forever()
-                finally:
-                    raise ValueError
+    with pytest.raises(ValueError), trio.move_on_after(1):
+        async with open_incoming(there, {A: SimulatedDevice()}):
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise ValueError
 
 
 @attrs.define(eq=False)

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import trio
 
 from .._errors import ConnectionLost, PeerProtocolError
-from .._link._stream import fill
+from .._link._stream import fill, receive_exactly
 from .._wire._channel_decoder import ChannelDecoder
 from .._wire._multifd import RamPacket, StateHeader, StatePacket
 from ._router import Channel, Router
 
 
 async def receive_channel(
-    stream: trio.abc.ReceiveStream, channel: Channel, router: Router, page_size: int
+    stream: trio.abc.ReceiveStream,
+    channel: Channel,
+    router: Router,
+    page_size: Callable[[], Awaitable[int]],
 ) -> None:
     """Take the packets of *channel* to their devices until it ends.
 
     Waits where a packet may not have memory yet; the peer then waits with us.
     If cancelled, what has arrived of a packet is dropped.
 
+    Args:
+      page_size: waits until the size of a page of RAM is known.
+
     Raises:
       PeerProtocolError: if the peer breaks the protocol, or the channel ends
         inside a packet, or its end leaves a device without a packet.
       ConnectionLost: if the connection breaks inside a packet.
     """
-    channel.decoder = decoder = ChannelDecoder(page_size)
     try:
-        await _receive(stream, decoder, channel, router)
+        # Read before the page size is known, a byte shows if the channel ends.
+        if first := await _first_byte(stream):
+            channel.decoder = ChannelDecoder(await page_size())
+            await _receive(stream, first, channel.decoder, channel, router)
     except PeerProtocolError as error:
         if error.channel is None and error.offset is not None:
             error.channel = channel.name
@@ -37,12 +47,22 @@ async def receive_channel(
     router.check_main()
 
 
+async def _first_byte(stream: trio.abc.ReceiveStream) -> bytes:
+    try:
+        return await receive_exactly(stream, 1)
+    except trio.BrokenResourceError:
+        return b""
+
+
 async def _receive(
     stream: trio.abc.ReceiveStream,
+    first: bytes,
     decoder: ChannelDecoder,
     channel: Channel,
     router: Router,
 ) -> None:
+    decoder.buffers()[0][: len(first)] = first
+    decoder.received(len(first))
     while True:
         try:
             count = await fill(stream, decoder.buffers())

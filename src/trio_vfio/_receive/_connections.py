@@ -182,8 +182,9 @@ class Connections:
 
     async def _serve_channel(self, stream: trio.abc.Stream, channel: Channel) -> None:
         session = self.session
-        await session.configuration.wait()
-        await receive_channel(stream, channel, session.router, session.page_size)
+        await receive_channel(
+            stream, channel, session.router, session.wait_for_page_size
+        )
 
     async def _serve_main(
         self, stream: trio.abc.Stream, main: MainChannel, first: bytes

@@ -165,14 +165,15 @@ async def open_incoming(
                     with session.stop.body:
                         yield Incoming(addresses, session)
                 except BaseException as error:  # noqa: ASYNC103 (raised below)
-                    if _holds_cancel(error):
+                    if _parts(error)[0] is not None:
                         raise
                     # To leave as it is, not in the nursery's group.
                     body_error = error
                 finally:
                     session.leave()
-        except trio.Cancelled:  # noqa: ASYNC103 (what the block raised goes first)
-            if body_error is None:
+        except BaseException as error:  # noqa: ASYNC103 (as it says)
+            # What the block raised goes before a cancel, but hides no mistake.
+            if body_error is None or _parts(error)[1] is not None:
                 raise
         if body_error is not None:
             raise body_error
@@ -224,8 +225,10 @@ def _named(devices: Devices) -> dict[tuple[str, int], StateSink]:
     }
 
 
-def _holds_cancel(error: BaseException) -> bool:
+def _parts(
+    error: BaseException,
+) -> tuple[BaseException | None, BaseException | None]:
+    """Split *error* into what is a cancel and what is not."""
     if isinstance(error, BaseExceptionGroup):
-        group = cast("BaseExceptionGroup[BaseException]", error)
-        return group.subgroup(trio.Cancelled) is not None
-    return isinstance(error, trio.Cancelled)
+        return cast("BaseExceptionGroup[BaseException]", error).split(trio.Cancelled)
+    return (error, None) if isinstance(error, trio.Cancelled) else (None, error)

@@ -17,7 +17,6 @@ from .._errors import ConnectionLost, PeerProtocolError, device_name
 from .._result import ChannelResult
 from .._values import AsyncValue
 from .._wire._channel_decoder import ChannelDecoder
-from .._wire._limits import MAX_DEVICES
 from .._wire._main_events import Section
 from .._wire._multifd import INITIAL_SIZE, StateHeader
 from ._activity import Activity
@@ -114,8 +113,7 @@ class Router:
         """Return the device of a START section, begun, and let its packets in.
 
         Raises:
-          PeerProtocolError: if it is a device that the caller does not want, or
-            one too many.
+          PeerProtocolError: if it is a device that the caller does not want.
           DeviceError: if the device cannot begin.
         """
         key = (section.idstr, section.instance_id)
@@ -126,9 +124,6 @@ class Router:
                 offset=section.offset,
                 channel="main",
             )
-        if len(self.devices) == MAX_DEVICES and key not in self.devices:
-            reason = f"more than {MAX_DEVICES} devices"
-            raise PeerProtocolError(reason, offset=section.offset, channel="main")
         self.devices[key] = device
         self._keep(device)
         await device.calls.begin()

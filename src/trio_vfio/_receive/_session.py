@@ -83,9 +83,8 @@ class Session:
     activity: Activity = attrs.field(init=False)
     router: Router = attrs.field(init=False)
     state: AsyncValue[SessionState] = attrs.field(init=False)
-    configuration: trio.Event = attrs.field(factory=trio.Event, init=False)
-    """Set when the page size is known, which channels have to wait for."""
-    page_size: int = attrs.field(default=0, init=False)
+    _configuration: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _page_size: int = attrs.field(default=0, init=False)
     error: Exception | None = attrs.field(default=None, init=False)
     """What the caller's `before_shut` raised."""
     _crashed: bool = attrs.field(default=False, init=False)
@@ -136,9 +135,14 @@ class Session:
 
     def configured(self, page_size: int) -> None:
         """The main stream has begun."""
-        self.page_size = page_size
-        self.configuration.set()
+        self._page_size = page_size
+        self._configuration.set()
         self.state.value = SessionState.ACTIVE
+
+    async def wait_for_page_size(self) -> int:
+        """Wait until the main stream has said what a channel has to know."""
+        await self._configuration.wait()
+        return self._page_size
 
     def open_return_path(self, stream: trio.abc.SendStream) -> ReturnPath:
         """The source listens on *stream*: start the task that speaks."""
