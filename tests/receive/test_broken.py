@@ -194,3 +194,23 @@ async def test_who_comes_after_the_end_is_turned_away(
         assert await late.receive_some() == b""
         await source.close()
     assert caplog.messages == ["dropped a connection: the migration is complete"]
+
+
+async def test_a_cancel_leaves_no_descriptor() -> None:
+    """All connections are closed, not only the first."""
+    before = sorted(os.listdir("/proc/self/fd"))
+    with trio.CancelScope() as scope:
+        async with open_incoming("tcp:127.0.0.1:0", {A: SimulatedDevice()}) as incoming:
+            address = parse_address(incoming.addresses[0])
+
+            async def connect_to_it() -> trio.abc.Stream:
+                return await connect(address)
+
+            source = await ScriptedSource.connect(connect_to_it, channels=4)
+            await source.begin(A, return_path=True)
+            await incoming.devices[A].state.wait_value(DeviceState.SETUP)
+            assert await source.main.receive_some()
+            scope.cancel()
+            await incoming.wait_complete()
+    await source.close()
+    assert sorted(os.listdir("/proc/self/fd")) == before

@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import math
 import ssl
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Final, TypeGuard, final
 
 import attrs
@@ -42,6 +43,9 @@ _FULL_WAIT: Final = 0.1
 
 MAX_HANDSHAKES: Final = 512
 """Connections that may be about to say what they are. More are dropped."""
+
+
+Task = Callable[[], Awaitable[None]]
 
 
 class _NotAPeerError(Exception):
@@ -82,11 +86,13 @@ class Connections:
 
     async def close(self) -> None:
         """Close all connections that were accepted. Waits for no peer."""
-        for stream in self._accepted:
-            if self.session.stop.completed and _is_tls(stream):
-                with trio.move_on_after(SHUT_GRACE, shield=True):
-                    await stream.aclose()
-            await trio.aclose_forcefully(stream)
+        # Without the shield a cancel would end the loop at the first of them.
+        with trio.CancelScope(shield=True):
+            for stream in self._accepted:
+                if self.session.stop.completed and _is_tls(stream):
+                    with trio.move_on_after(SHUT_GRACE):
+                        await stream.aclose()
+                await trio.aclose_forcefully(stream)
 
     async def _listen(self, listener: trio.abc.Listener[trio.abc.Stream]) -> None:
         # Not trio.serve_listeners: that closes a connection when its task is
@@ -119,14 +125,15 @@ class Connections:
             router = self.session.router
             router.check_main()
             router.check_progress()
-            if task is None:
+            if task is not None:
+                await task()
+            elif stream in self._accepted:
+                self._accepted.remove(stream)
                 await trio.aclose_forcefully(stream)
-            else:
-                await task
         finally:
             self._served.value -= 1
 
-    async def _identify(self, stream: trio.abc.Stream) -> Awaitable[None] | None:
+    async def _identify(self, stream: trio.abc.Stream) -> Task | None:
         """Find out what *stream* is, and return what serves it, or None."""
         self.session.router.handshakes += 1
         try:
@@ -156,20 +163,20 @@ class Connections:
             raise _NotAPeerError(f"it begins with {first!r}, so it is no migration")
         return first
 
-    def _task(self, stream: trio.abc.Stream, first: bytes) -> Awaitable[None]:
+    def _task(self, stream: trio.abc.Stream, first: bytes) -> Task:
         session = self.session
         if session.stop.completed:
             raise _NotAPeerError("the migration is complete")
         if len(first) == INITIAL_SIZE:
             channel = self._new_channel(InitialPacket.decode_untrusted(first))
             session.activity.connection_came(is_main=False)
-            return self._serve_channel(stream, channel)
+            return partial(self._serve_channel, stream, channel)
         if self._main is not None:
             raise _NotAPeerError("a second main channel")
         decoder = MainDecoder(session.options.page_size)
         self._main = MainChannel(session, stream, decoder)
         session.activity.connection_came(is_main=True)
-        return self._serve_main(stream, self._main, first)
+        return partial(self._serve_main, stream, self._main, first)
 
     def _new_channel(self, packet: InitialPacket) -> Channel:
         channels = self.session.router.channels
