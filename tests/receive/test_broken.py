@@ -8,6 +8,8 @@ import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
 
 import attrs
 import pytest
@@ -21,7 +23,8 @@ from trio_vfio import (
     MigrationFailed,
     open_incoming,
 )
-from trio_vfio._link._address import connect, open_listeners, parse_address
+from trio_vfio._link._address import connect, listening, parse_address
+from trio_vfio._wire._return_path import ReturnPathType
 from trio_vfio.testing import (
     ScriptedSource,
     SimulatedDevice,
@@ -153,7 +156,8 @@ async def test_a_listener_that_fails_otherwise_is_a_mistake(
 @pytest.mark.parametrize("text", ["tcp:no.such.host.invalid:1", "unix:/no/such/dir/s"])
 async def test_where_nobody_can_listen(text: str) -> None:
     with pytest.raises(OSError, match=text):
-        await open_listeners(parse_address(text))
+        async with listening(parse_address(text)):
+            pass
 
 
 class DeadEnd(trio.abc.SendStream):
@@ -214,3 +218,131 @@ async def test_a_cancel_leaves_no_descriptor() -> None:
             await incoming.wait_complete()
     await source.close()
     assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("how", ["closed", "shut down both ways"])
+async def test_a_source_that_leaves_before_it_is_told(how: str) -> None:
+    """TCP takes the last word all the same, but its reset says who did not hear."""
+    device = SimulatedDevice(seconds_per_call=0.05)
+    with pytest.raises(MigrationFailed) as failed:
+        async with open_incoming("tcp:127.0.0.1:0", {A: device}) as incoming:
+            address = parse_address(incoming.addresses[0])
+
+            async def connect_to_it() -> trio.abc.Stream:
+                return await connect(address)
+
+            source = await ScriptedSource.connect(connect_to_it)
+            await source.begin(A, return_path=True)
+            await source.switch_over()
+            await source.packets(0, *state_packets(A, [b"x"]))
+            await source.end()
+            assert await source.main.receive_some()
+            assert isinstance(source.main, trio.SocketStream)
+            if how == "closed":
+                await source.main.aclose()
+            else:
+                source.main.socket.shutdown(socket.SHUT_RDWR)
+            await incoming.wait_complete()
+    await source.close()
+    (fault,) = failed.value.exceptions
+    assert str(fault) == "main: the source had closed the connection before it was told"
+    assert device.finished
+    assert device.aborted_at is not None
+
+
+async def test_a_source_that_only_stops_talking_is_told(tmp_path: Path) -> None:
+    device = SimulatedDevice()
+    async with open_incoming(f"unix:{tmp_path}/s", {A: device}) as incoming:
+        address = parse_address(incoming.addresses[0])
+
+        async def connect_to_it() -> trio.abc.Stream:
+            return await connect(address)
+
+        source = await ScriptedSource.connect(connect_to_it)
+        await source.begin(A, return_path=True)
+        await source.switch_over()
+        await source.packets(0, *state_packets(A, [b"x"]))
+        await source.end()
+        assert isinstance(source.main, trio.SocketStream)
+        await source.main.send_eof()
+        result = await incoming.wait_complete()
+    assert result.status == "completed"
+    assert (await source.heard())[-1] == (ReturnPathType.SHUT, 0)
+    await source.close()
+
+
+async def test_a_caller_that_closes_its_own_streams(autojump_clock: MockClock) -> None:
+    """In the middle that is a fault, after the end it is not."""
+    for finished in False, True:
+        pairs = [trio.testing.memory_stream_pair() for _ in range(2)]
+        ours: list[trio.abc.Stream] = [pair[0] for pair in pairs]
+        faults: list[str] = []
+        try:
+            async with open_incoming(
+                [pair[1] for pair in pairs], {A: SimulatedDevice()}
+            ) as incoming:
+                source = await ScriptedSource.connect(partial(_next, ours), channels=1)
+                await source.begin(A, return_path=True)
+                await trio.testing.wait_all_tasks_blocked()
+                if finished:
+                    await source.switch_over()
+                    await source.packets(0, *state_packets(A, [b"x"]))
+                    await source.end()
+                    await incoming.wait_complete()
+                await pairs[0][1].aclose()
+                await incoming.wait_complete()
+        except MigrationFailed as failed:
+            faults += map(str, failed.exceptions)
+        assert bool(faults) is not finished
+        assert all(fault.startswith("main: ") for fault in faults)
+
+
+async def _next(streams: list[trio.abc.Stream]) -> trio.abc.Stream:
+    return streams.pop(0)
+
+
+async def test_streams_that_are_gone_before_they_say_anything(
+    autojump_clock: MockClock,
+) -> None:
+    """No more can come where nobody listens."""
+    pairs = [trio.testing.memory_stream_pair() for _ in range(2)]
+    with pytest.raises(MigrationFailed) as failed:
+        async with open_incoming([pair[1] for pair in pairs], {}) as incoming:
+            for pair in pairs:
+                await pair[0].aclose()
+            await incoming.wait_complete()
+    assert {str(each) for each in failed.value.exceptions} == {
+        "main: never came, and all other connections are gone"
+    }
+
+
+async def test_what_is_neither_a_listener_nor_a_stream() -> None:
+    with pytest.raises(TypeError, match="neither a listener nor a stream"):
+        async with open_incoming([object()], {}):  # type: ignore[list-item]
+            pass
+
+
+async def test_a_unix_socket_s_file_is_removed_only_if_it_is_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the process has gone meanwhile."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    monkeypatch.chdir(here)
+    async with open_incoming("unix:socket", {}):
+        monkeypatch.chdir(there)
+        (there / "socket").touch()
+    assert (there / "socket").exists()
+    assert not (here / "socket").exists()
+    async with open_incoming(f"unix:{here}/socket", {}):
+        (here / "socket").unlink()
+        (here / "socket").touch()
+    assert (here / "socket").exists()
+
+
+async def test_a_path_that_is_too_long_is_named() -> None:
+    path = "/no/such/" + "x" * 200
+    with pytest.raises(OSError, match=f"too long: 'unix:{path}'"):
+        async with open_incoming(f"unix:{path}", {}):
+            pass

@@ -17,6 +17,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vfio import (
+    Deadlines,
     DeviceError,
     Incoming,
     MigrationFailed,
@@ -450,6 +451,115 @@ async def test_a_fault_cancels_a_block_that_waits_for_something_else(
             await source.packets(0, b"garbage" * 100)
             await source.begin(A)
             await trio.sleep_forever()
+
+
+async def test_wait_complete_after_the_block_was_left(
+    autojump_clock: MockClock,
+) -> None:
+    """Without a fault there is still a reason."""
+    _, there = link()
+    async with open_incoming(there, {A: SimulatedDevice()}) as incoming:
+        pass
+    with pytest.raises(MigrationFailed) as failed:
+        await incoming.wait_complete()
+    assert [str(each) for each in failed.value.exceptions] == [
+        "the migration was cancelled"
+    ]
+
+
+async def test_a_block_that_falls_over_the_cancel_does_not_hide_the_fault(
+    autojump_clock: MockClock,
+) -> None:
+    connect, there = link()
+    with pytest.raises(ValueError, match="cleanup") as raised:
+        async with open_incoming(there, {A: SimulatedDevice()}) as incoming:
+            source = await ScriptedSource.connect(connect)
+            await source.main.send_all(b"QEVM\0\0\0\2")
+            try:
+                await incoming.wait_complete()
+            finally:
+                raise ValueError("cleanup")
+    assert isinstance(raised.value.__context__, MigrationFailed)
+
+
+async def test_an_abort_that_ends_a_write_without_an_error_is_no_fault(
+    autojump_clock: MockClock,
+) -> None:
+    """Nor is it one that the device has not taken all."""
+
+    class Quiet(Careless):
+        def __init__(self) -> None:
+            self.aborted = trio.Event()
+
+        async def write(self, buffers: Iterator[memoryview]) -> None:
+            next(buffers)
+            with trio.CancelScope(shield=True):
+                await self.aborted.wait()
+
+        async def abort(self) -> None:
+            self.aborted.set()
+
+    connect, there = link()
+    async with open_incoming(there, {A: Quiet()}, device_grace=1) as incoming:
+        source = await ScriptedSource.connect(connect)
+        await source.begin(A)
+        await loading(source)
+        await trio.sleep(1)
+    assert incoming.result().errors == ()
+    assert incoming.state.value is SessionState.CANCELLED
+
+
+async def test_without_any_grace_the_waiting_is_still_reported_slowly(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = SimulatedDevice(hangs_in="write", seconds_after_abort=2.5)
+    ended, _, _ = await cancelled_at(loading, device, 3, grace=0)
+    assert (ended, device.aborted_at) == (5.5, 3)
+    assert len(caplog.messages) == 2
+
+
+async def test_before_shut_may_take_its_time(autojump_clock: MockClock) -> None:
+    """Nothing is expected of the source meanwhile, so no deadline runs."""
+    connect, there = link()
+
+    async def slow(result: object) -> None:
+        await trio.sleep(1000)
+
+    deadlines = Deadlines(silence=1, switchover=1)
+    async with open_incoming(
+        there, {A: SimulatedDevice()}, before_shut=slow, deadlines=deadlines
+    ) as incoming:
+        source = await ScriptedSource.connect(connect, channels=1)
+        await source.begin(A, return_path=True)
+        await loading(source)
+        result = await incoming.wait_complete()
+        assert (trio.current_time(), result.seconds) == (1000, 0)
+        await source.close()
+
+
+async def test_a_fault_during_before_shut_is_what_is_reported(
+    autojump_clock: MockClock,
+) -> None:
+    """Not what the hook makes of the cancel."""
+    connect, there = link()
+
+    async def falls_over(result: object) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(1)
+        raise OSError(errno.ECANCELED, "Operation canceled")
+
+    with pytest.raises(MigrationFailed) as failed:
+        async with open_incoming(
+            there, {A: SimulatedDevice()}, before_shut=falls_over
+        ) as incoming:
+            source = await ScriptedSource.connect(connect, channels=1)
+            await source.begin(A, return_path=True)
+            await loading(source)
+            await wait_all_tasks_blocked()
+            await source.packets(0, b"garbage" * 100)
+            await incoming.wait_complete()
+    (fault,) = failed.value.exceptions
+    assert str(fault).startswith("channel 0: packet with magic")
 
 
 async def test_wait_complete_raises_where_the_cancel_does_not_reach(

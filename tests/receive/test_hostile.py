@@ -13,9 +13,9 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vfio import Deadlines, MigrationFailed, open_incoming
-from trio_vfio._wire._main_encode import encode_command, encode_header
+from trio_vfio._wire._main_encode import encode_command, encode_end, encode_header
 from trio_vfio._wire._main_events import CommandType
-from trio_vfio._wire._multifd import StateFlag, StateHeader
+from trio_vfio._wire._multifd import InitialPacket, StateFlag, StateHeader
 from trio_vfio.testing import (
     ScriptedSource,
     SimulatedDevice,
@@ -396,3 +396,101 @@ async def test_pings_that_nobody_reads_the_answers_of_take_no_memory(
                 await source.send_all(encode_command(CommandType.PING, bytes(4)) * 100)
                 sent += 100
     assert scope.cancelled_caught
+
+
+async def test_full_channels_are_no_stall_while_one_may_still_join(
+    autojump_clock: MockClock,
+) -> None:
+    """What a connection will bring is not known before it says what it is."""
+    device = SimulatedDevice()
+    connect, there = link()
+    async with open_incoming(there, {A: device}, max_queued_bytes=4) as incoming:
+        main, first, late = [await connect() for _ in range(3)]
+        await first.send_all(InitialPacket(channel_id=0).encode())
+        source = ScriptedSource(main, [first, late])
+        await source.begin(A)
+        await source.switch_over()
+        packets = state_packets(A, [b"1234"] * 4)
+        await source.packets(0, *packets[1:])
+        await trio.sleep(5)
+        await late.send_all(InitialPacket(channel_id=1).encode())
+        await source.packets(1, packets[0])
+        await source.end()
+        await source.close()
+        await incoming.wait_complete()
+    assert device.loaded == b"1234" * 4
+
+
+async def test_a_stall_is_found_when_a_write_of_main_s_data_ends(
+    autojump_clock: MockClock,
+) -> None:
+    async def stage(source: ScriptedSource) -> None:
+        await source.begin(A, B)
+        await source.switch_over()
+        await source.packets(0, data_packet(B, 5000, b"x"))
+        await wait_all_tasks_blocked()
+        await source.end_device(A, [b"abc"], b"config")
+
+    assert await fails_with(stage, channels=1, named=(A, B)) == [
+        f"all channels are full, and none brings {B}: packet 0"
+    ]
+    assert trio.current_time() == 0
+
+
+async def test_before_switchover_all_packets_keep_to_the_session_s_limit(
+    autojump_clock: MockClock,
+) -> None:
+    """Not even the due ones have to be admitted then."""
+    names = [f"{n}/vfio" for n in range(32)]
+    devices = {name: SimulatedDevice() for name in names}
+    connect, there = link()
+    async with open_incoming(there, devices, max_session_bytes=1000) as incoming:
+        source = await ScriptedSource.connect(connect, channels=32)
+        await source.begin(*names)
+        for channel, name in enumerate(names):
+            await source.packets(channel, *state_packets(name, [bytes(400)]))
+        await wait_all_tasks_blocked()
+        queued = [each.queued_bytes for each in incoming.devices.values()]
+        assert 800 <= sum(queued) <= 1000
+        await source.switch_over()
+        await source.end()
+        await source.close()
+        await incoming.wait_complete()
+    assert all(each.loaded == bytes(400) for each in devices.values())
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_bytes_behind_the_end_of_the_stream(
+    autojump_clock: MockClock, together: bool
+) -> None:
+    async def stage(source: ScriptedSource) -> None:
+        await source.begin(A)
+        await source.switch_over()
+        await source.end_device(A)
+        await source.main.send_all(encode_end() + b"!" * together)
+        await wait_all_tasks_blocked()
+        await source.main.send_all(b"!")
+
+    (error,) = await fails_with(stage)
+    assert error.startswith("main: bytes behind the end of the stream (at byte ")
+
+
+@pytest.mark.parametrize("answer", ["raises", "returns None"])
+async def test_a_callable_that_does_not_want_a_device(
+    autojump_clock: MockClock, answer: str
+) -> None:
+    def make(idstr: str, instance_id: int) -> SimulatedDevice | None:
+        if answer == "raises":
+            raise KeyError(idstr)
+        return None
+
+    connect, there = link()
+    with pytest.raises(MigrationFailed) as failed:
+        async with open_incoming(there, make) as incoming:
+            source = await ScriptedSource.connect(connect)
+            await source.begin(A)
+            await incoming.wait_complete()
+    (fault,) = failed.value.exceptions
+    assert str(fault).startswith(
+        f"{A}: make: KeyError" if answer == "raises" else f"main: the source sends {A}"
+    )

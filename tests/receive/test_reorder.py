@@ -22,7 +22,9 @@ def header(idx: int, size: int = 1, *, config: bool = False) -> StateHeader:
 
 def queue(max_bytes: int = 100, session_bytes: int = 1000) -> ReorderQueue:
     """Make an empty queue."""
-    return ReorderQueue(max_bytes, Budget(session_bytes))
+    made = ReorderQueue(max_bytes, Budget(session_bytes))
+    made.started = True
+    return made
 
 
 def arrive(q: ReorderQueue, *headers: StateHeader) -> None:
@@ -147,6 +149,8 @@ def test_the_due_packet_is_admitted_whatever_the_limits() -> None:
     q = queue(max_bytes=10, session_bytes=10)
     q.reserve(header(1, 10))
     assert q.admits(header(0, 10_000))
+    q.started = False
+    assert not q.admits(header(0, 10_000)), "nothing is due before switchover"
 
 
 @pytest.mark.parametrize(

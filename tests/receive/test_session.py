@@ -11,6 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from trio_vfio import (
+    Deadlines,
     DeviceState,
     MigrationFailed,
     PeerProtocolError,
@@ -243,11 +244,15 @@ async def test_an_old_machine_does_not_announce_the_switchover(
     assert (result.devices[0].precopy_bytes, result.status) == (1, "completed")
 
 
+@pytest.mark.parametrize(("silence", "seconds"), [(30, 1), (1, 0.5)])
 async def test_a_stream_without_description_ends_when_it_falls_silent(
-    autojump_clock: MockClock,
+    autojump_clock: MockClock, silence: float, seconds: float
 ) -> None:
     connect, there = link()
-    async with open_incoming(there, {A: SimulatedDevice()}) as incoming:
+    deadlines = Deadlines(silence=silence)
+    async with open_incoming(
+        there, {A: SimulatedDevice()}, deadlines=deadlines
+    ) as incoming:
         source = await ScriptedSource.connect(connect, channels=1)
         await source.begin(A, return_path=True)
         await source.switch_over()
@@ -255,7 +260,7 @@ async def test_a_stream_without_description_ends_when_it_falls_silent(
         await source.end_device(A)
         await source.main.send_all(b"\0")
         await incoming.wait_complete()
-        assert trio.current_time() == 1
+        assert trio.current_time() == seconds
         await source.close()
 
 

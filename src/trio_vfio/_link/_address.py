@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Final
 
 import attrs
@@ -55,28 +55,34 @@ def parse_address(text: str) -> TcpAddress | UnixAddress:
     raise ValueError(f"{text!r} is not tcp:HOST:PORT or unix:PATH")
 
 
-async def open_listeners(
+@asynccontextmanager
+async def listening(
     address: TcpAddress | UnixAddress,
-) -> Sequence[trio.SocketListener]:
-    """Listen on *address*.
+) -> AsyncGenerator[Sequence[trio.SocketListener], None]:
+    """Listen on *address* while the ``async with`` block runs.
 
-    A unix socket is made with mode 0600.
+    A unix socket is made with mode 0600, and its file removed in the end.
 
     Raises:
       OSError: if that is not possible, with the address in its text.
     """
-    try:
-        if isinstance(address, UnixAddress):
-            return [_listen_unix(address)]
-        if address.host in ("", "::") and socket.has_dualstack_ipv6():
-            return [_listen_on_all(address)]
-        return await trio.open_tcp_listeners(
-            address.port, host=address.host or None, backlog=_BACKLOG
-        )
-    except socket.gaierror as error:
-        raise OSError(error.errno, f"{address}: {error.strerror}") from error
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(address)) from error
+    opened: Sequence[trio.SocketListener] = []
+    with ExitStack() as stack:
+        try:
+            if isinstance(address, UnixAddress):
+                opened = [stack.enter_context(_listening_unix(address))]
+            elif address.host in ("", "::") and socket.has_dualstack_ipv6():
+                opened = [_listen_on_all(address)]
+            else:
+                opened = await trio.open_tcp_listeners(
+                    address.port, host=address.host or None, backlog=_BACKLOG
+                )
+        except OSError as error:
+            text = error.strerror or str(error)
+            raise OSError(error.errno, text, str(address)) from error
+        for listener in opened:
+            stack.callback(listener.socket.close)
+        yield opened
 
 
 def address_of(listener: trio.abc.Listener[trio.abc.Stream]) -> str | None:
@@ -100,26 +106,24 @@ async def connect(address: TcpAddress | UnixAddress) -> trio.SocketStream:
     return await trio.open_tcp_stream(address.host or "localhost", address.port)
 
 
-def unlink_socket(listener: trio.SocketListener) -> None:
-    """Remove the file of a unix socket that this process listened on."""
-    if listener.socket.family == socket.AF_UNIX:
-        with suppress(FileNotFoundError):
-            os.unlink(listener.socket.getsockname())
-
-
-def _listen_unix(address: UnixAddress) -> trio.SocketListener:
-    sock = socket.socket(socket.AF_UNIX)
-    try:
+@contextmanager
+def _listening_unix(address: UnixAddress) -> Generator[trio.SocketListener, None, None]:
+    # Absolute, for the process may change its directory meanwhile.
+    path = os.path.abspath(address.path)
+    with socket.socket(socket.AF_UNIX) as sock:
         # On Linux the file gets the mode of the unbound socket, so there is no
         # moment at which others may connect.
         os.fchmod(sock.fileno(), 0o600)
         sock.bind(address.path)
-        os.chmod(address.path, 0o600)
-        sock.listen(_BACKLOG)
-    except OSError:
-        sock.close()
-        raise
-    return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+        made = os.stat(path)
+        try:
+            sock.listen(_BACKLOG)
+            yield trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+        finally:
+            with suppress(FileNotFoundError):
+                # Somebody else's by now, if another was made in its place.
+                if os.path.samestat(made, os.stat(path)):
+                    os.unlink(path)
 
 
 def _listen_on_all(address: TcpAddress) -> trio.SocketListener:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
+from typing import cast
 
 import trio
 
@@ -46,3 +48,22 @@ async def receive_exactly(stream: trio.abc.ReceiveStream, count: int) -> bytes:
     while rest and (got := await fill(stream, [rest])):
         rest = rest[got:]
     return bytes(raw[: count - len(rest)])
+
+
+def plain_stream(stream: trio.abc.Stream) -> trio.abc.Stream:
+    """Return what carries *stream*: what is beneath the TLS, or the stream itself."""
+    if isinstance(stream, trio.SSLStream):
+        return cast("trio.SSLStream[trio.abc.Stream]", stream).transport_stream
+    return stream
+
+
+def was_reset(stream: trio.abc.Stream) -> bool:
+    """Whether the peer's machine has answered with a reset.
+
+    Asked of the socket itself: where the peer had closed its half before, neither
+    reading nor writing a byte would tell. Never so for what is no socket.
+    """
+    plain = plain_stream(stream)
+    if not isinstance(plain, trio.SocketStream):
+        return False
+    return plain.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0

@@ -26,6 +26,8 @@ class Activity:
     """Set when the first connection of a source is known for what it is."""
     main_came: trio.Event = attrs.field(factory=trio.Event, init=False)
     switchover_began: trio.Event = attrs.field(factory=trio.Event, init=False)
+    loaded: trio.Event = attrs.field(factory=trio.Event, init=False)
+    """Set when nothing is expected of the source any more."""
     calls: int = attrs.field(default=0, init=False)
     """Device calls that are under way."""
     _last: float = attrs.field(default=0.0, init=False)
@@ -52,13 +54,16 @@ class Activity:
     def complete(self) -> None:
         """The last device has accepted its state."""
         self.completed_at = trio.current_time()
+        self.loaded.set()
 
     @property
     def seconds(self) -> float:
         """From the first byte to completion, or to now."""
         if self.first_byte_at is None:
             return 0.0
-        return (self.completed_at or trio.current_time()) - self.first_byte_at
+        if self.completed_at is None:
+            return trio.current_time() - self.first_byte_at
+        return self.completed_at - self.first_byte_at
 
     @property
     def switchover_seconds(self) -> float | None:
@@ -87,31 +92,33 @@ class Activity:
           waiting_for: says what has not come.
 
         Raises:
-          DeadlineExceeded: when it is over; cancel this on success.
+          DeadlineExceeded: when it is over and not all is loaded.
         """
         if (seconds := self.deadlines.switchover) is None:
             return
         await self.switchover_began.wait()
-        await trio.sleep(seconds)
+        with trio.move_on_after(seconds):
+            await self.loaded.wait()
+            return
         raise DeadlineExceeded("switchover", seconds, waiting_for())
 
     async def watch_silence(self, waiting_for: Callable[[], str]) -> None:
         """Watch while a source must not be silent.
 
-        That is without a main channel, and from the switchover on.
+        That is without a main channel, and from the switchover until all is loaded.
 
         Args:
           waiting_for: says what has not come.
 
         Raises:
-          DeadlineExceeded: if nothing happens; cancel this on success.
+          DeadlineExceeded: if nothing happens.
         """
         if (seconds := self.deadlines.silence) is None:
             return
         await self.connected.wait()
         await self._watch(seconds, self.main_came, waiting_for)
         await self.switchover_began.wait()
-        await self._watch(seconds, trio.Event(), waiting_for)
+        await self._watch(seconds, self.loaded, waiting_for)
 
     async def _watch(
         self, seconds: float, until: trio.Event, waiting_for: Callable[[], str]

@@ -7,7 +7,7 @@ waits beside it and ends what a cancelled call leaves behind.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import ParamSpec, cast, final
+from typing import Final, ParamSpec, cast, final
 
 import attrs
 import trio
@@ -19,6 +19,9 @@ from ._run import Written
 from ._stop import Stop, log
 
 P = ParamSpec("P")
+
+_LEAST_PAUSE: Final = 1.0
+"""Seconds between two lines that say that a call has still not ended."""
 
 
 @final
@@ -171,7 +174,7 @@ class DeviceCalls:
         if self.grace is None:
             return
         while True:
-            await trio.sleep(self.grace)
+            await trio.sleep(max(self.grace, _LEAST_PAUSE))
             waiting_for = self.running or "abort"
             log.warning("%s: still waiting for %s to end", self.name, waiting_for)
 

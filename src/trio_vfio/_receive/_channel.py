@@ -50,7 +50,7 @@ async def receive_channel(
 async def _first_byte(stream: trio.abc.ReceiveStream) -> bytes:
     try:
         return await receive_exactly(stream, 1)
-    except trio.BrokenResourceError:
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
         return b""
 
 
@@ -66,7 +66,7 @@ async def _receive(
     while True:
         try:
             count = await fill(stream, decoder.buffers())
-        except trio.BrokenResourceError as error:
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             if decoder.inside_packet:
                 reason = f"broke inside a packet: {error}"
                 raise ConnectionLost(reason, channel=channel.name) from error

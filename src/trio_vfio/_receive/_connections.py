@@ -18,7 +18,7 @@ import attrs
 import trio
 
 from .._errors import PeerProtocolError, describe
-from .._link._stream import receive_exactly
+from .._link._stream import plain_stream, receive_exactly
 from .._values import AsyncValue
 from .._wire._main_decoder import MainDecoder
 from .._wire._main_stream import STREAM_MAGIC
@@ -35,7 +35,6 @@ _FIRST_BYTES: Final = {
     STREAM_MAGIC.to_bytes(4): 8,
     MULTIFD_MAGIC.to_bytes(4): INITIAL_SIZE,
 }
-_DROPPED_AT_ONCE: Final = 64 * 1024
 
 # What accept says when this process or the machine is out of something.
 _FULL: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
@@ -76,6 +75,10 @@ class Connections:
 
     async def serve(self) -> None:
         """Serve connections until the migration is complete and they are closed."""
+        router = self.session.router
+        router.listeners = len(self.listeners)
+        # Not yet served, but there.
+        router.handshakes = len(self.given)
         for stream in self.given:
             self.session.spawn(self._serve, self._secured(stream))
         for listener in self.listeners:
@@ -102,6 +105,8 @@ class Connections:
                 stream = await listener.accept()
             except trio.ClosedResourceError:
                 log.info("a listener was closed: no more connections from there")
+                self.session.router.listeners -= 1
+                self.session.router.check_main()
                 return
             except OSError as error:
                 if error.errno not in _FULL:
@@ -109,8 +114,14 @@ class Connections:
                 log.warning("cannot accept a connection: %s", describe(error))
                 await trio.sleep(_FULL_WAIT)
                 continue
+            if self.session.router.handshakes >= MAX_HANDSHAKES:
+                why = f"{MAX_HANDSHAKES} have not said what they are"
+                log.warning("dropped a connection%s: %s", _from(stream), why)
+                await trio.aclose_forcefully(stream)
+                continue
             stream = self._secured(stream)
             self._accepted.append(stream)
+            self.session.router.handshakes += 1
             self.session.spawn(self._serve, stream)
 
     def _secured(self, stream: trio.abc.Stream) -> trio.abc.Stream:
@@ -135,22 +146,23 @@ class Connections:
 
     async def _identify(self, stream: trio.abc.Stream) -> Task | None:
         """Find out what *stream* is, and return what serves it, or None."""
-        self.session.router.handshakes += 1
         try:
             with trio.fail_after(self.session.options.deadlines.handshake or math.inf):
                 first = await self._first_bytes(stream)
             return self._task(stream, first)
         except (_NotAPeerError, PeerProtocolError) as error:
             log.warning("dropped a connection%s: %s", _from(stream), error)
-        except (trio.BrokenResourceError, trio.TooSlowError) as error:
+        except (
+            trio.BrokenResourceError,
+            trio.ClosedResourceError,
+            trio.TooSlowError,
+        ) as error:
             log.warning("dropped a connection%s: %s", _from(stream), describe(error))
         finally:
             self.session.router.handshakes -= 1
         return None
 
     async def _first_bytes(self, stream: trio.abc.Stream) -> bytes:
-        if self.session.router.handshakes > MAX_HANDSHAKES:
-            raise _NotAPeerError(f"over {MAX_HANDSHAKES} of them say nothing")
         if _is_tls(stream):
             await stream.do_handshake()
         first = await receive_exactly(stream, 4)
@@ -176,7 +188,7 @@ class Connections:
         decoder = MainDecoder(session.options.page_size)
         self._main = MainChannel(session, stream, decoder)
         session.activity.connection_came(is_main=True)
-        return partial(self._serve_main, stream, self._main, first)
+        return partial(self._serve_main, self._main, first)
 
     def _new_channel(self, packet: InitialPacket) -> Channel:
         channels = self.session.router.channels
@@ -193,14 +205,9 @@ class Connections:
             stream, channel, session.router, session.wait_for_page_size
         )
 
-    async def _serve_main(
-        self, stream: trio.abc.Stream, main: MainChannel, first: bytes
-    ) -> None:
+    async def _serve_main(self, main: MainChannel, first: bytes) -> None:
         await main.receive(first)
-        # Until the source closes; what it says by now is of no account.
-        with suppress(trio.BrokenResourceError):
-            while await stream.receive_some(_DROPPED_AT_ONCE):
-                pass
+        await main.source_left.wait()
 
 
 def _is_tls(stream: trio.abc.Stream) -> TypeGuard[trio.SSLStream[trio.abc.Stream]]:
@@ -209,10 +216,9 @@ def _is_tls(stream: trio.abc.Stream) -> TypeGuard[trio.SSLStream[trio.abc.Stream
 
 def _from(stream: trio.abc.Stream) -> str:
     """Say where *stream* comes from, if that can be known."""
-    if _is_tls(stream):
-        stream = stream.transport_stream
-    if isinstance(stream, trio.SocketStream):
+    plain = plain_stream(stream)
+    if isinstance(plain, trio.SocketStream):
         with suppress(OSError):
-            name = stream.socket.getpeername()
+            name = plain.socket.getpeername()
             return f" from {name[0]}" if isinstance(name, tuple) else ""
     return ""

@@ -12,11 +12,11 @@ import trio
 
 from .._deadlines import Deadlines
 from .._device._port import StateSink
+from .._errors import MigrationFailed
 from .._link._address import (
     address_of,
-    open_listeners,
+    listening,
     parse_address,
-    unlink_socket,
 )
 from .._result import MigrationResult, SessionState
 from .._values import AsyncValue
@@ -32,7 +32,7 @@ Devices = (
     Mapping[str, StateSink]
     | Mapping[tuple[str, int], StateSink]
     | Mapping[DeviceName, StateSink]
-    | Callable[[str, int], StateSink]
+    | Callable[[str, int], StateSink | None]
 )
 """Sinks by the name of their device, or what makes a sink for any device."""
 
@@ -115,7 +115,8 @@ async def open_incoming(
         streams that the caller has opened. Those stay the caller's to close.
       devices: where the state goes, by idstr (the guest's path to the device)
         or by idstr and instance id; then the source must send exactly these. Or
-        a callable that makes a sink for whatever device the source announces.
+        a callable that makes a sink for whatever device the source announces, or
+        returns None for one that it does not want.
       deadlines: see `Deadlines`.
       device_grace: seconds that a device call may take to end after a fault or
         a cancel before the device's ``abort`` is called; None: for ever.
@@ -136,6 +137,7 @@ async def open_incoming(
     Raises:
       MigrationFailed: with every fault that was found: `PeerProtocolError`,
         `ConnectionLost`, `DeadlineExceeded`, `DeviceError`.
+      TypeError: if *where* holds something else.
       ValueError: if *where* is no address, or a number makes no sense.
       OSError: if it cannot be listened on.
       Whatever the block itself raises, as it is.
@@ -176,7 +178,13 @@ async def open_incoming(
             if body_error is None or _parts(error)[1] is not None:
                 raise
         if body_error is not None:
-            raise body_error
+            if not session.stop.faults:
+                raise body_error
+            try:
+                raise session.failure()
+            except MigrationFailed:
+                # A fault came first, and the block perhaps fell over its cancel.
+                raise body_error  # noqa: B904
     await trio.lowlevel.checkpoint_if_cancelled()
     if session.error is not None:
         raise session.error
@@ -203,17 +211,15 @@ async def _listening(
     None,
 ]:
     """Open what has to be opened, and close that again, and nothing else."""
-    if not isinstance(where, str):
-        listeners = [each for each in where if isinstance(each, trio.abc.Listener)]
-        yield listeners, [each for each in where if isinstance(each, trio.abc.Stream)]
+    if isinstance(where, str):
+        async with listening(parse_address(where)) as opened:
+            yield opened, []
         return
-    opened = await open_listeners(parse_address(where))
-    try:
-        yield opened, []
-    finally:
-        for listener in opened:
-            unlink_socket(listener)
-            listener.socket.close()
+    listeners = [each for each in where if isinstance(each, trio.abc.Listener)]
+    streams = [each for each in where if isinstance(each, trio.abc.Stream)]
+    if len(listeners) + len(streams) < len(where):
+        raise TypeError("a place to receive is neither a listener nor a stream")
+    yield listeners, streams
 
 
 def _named(devices: Devices) -> dict[tuple[str, int], StateSink]:

@@ -98,6 +98,7 @@ class IncomingDevice:
             progress.precopy_bytes += len(data)
         elif begins_block:
             progress.buffers += 1
+        self.check_progress()
 
     async def put(self, packet: StatePacket) -> None:
         """Queue a packet that has arrived. Does not wait for the device."""
@@ -167,6 +168,8 @@ class IncomingDevice:
     async def _write(self, buffers: Sequence[tuple[int | None, memoryview]]) -> None:
         run = Run(self.written, buffers)
         await self.calls.call("write", self.calls.sink.write, run)
+        if self.written.stopping:
+            await trio.sleep_forever()
         if not run.exhausted:
             raise self.calls.error(
                 "write",
@@ -174,8 +177,6 @@ class IncomingDevice:
                 idx=self.written.idx,
                 offset=self.written.bytes,
             )
-        if self.written.stopping:
-            await trio.sleep_forever()
 
     async def _take_run(self) -> list[StatePacket]:
         """Wait for the due packet and take its run; empty if config is due."""

@@ -6,6 +6,7 @@ migration/savevm.c, ``vfio_load_state`` in hw/vfio/migration.c.
 
 from __future__ import annotations
 
+import math
 from typing import Final, final
 
 import attrs
@@ -35,7 +36,7 @@ from ._session import Session
 _READ_SIZE: Final = 256 * 1024
 
 _QUIET: Final = 1.0
-"""Seconds without a byte after which a stream that may end has ended.
+"""Seconds without a byte after which a stream that may end has ended, at most.
 
 For sources that send no description and, for they have a return path, keep the
 connection open. All that could still come is the state of other devices.
@@ -52,6 +53,8 @@ class MainChannel:
     decoder: MainDecoder
     _ack: SwitchoverAck = attrs.field(init=False)
     _return_path: ReturnPath | None = attrs.field(default=None, init=False)
+    source_left: trio.Event = attrs.field(factory=trio.Event, init=False)
+    """Set when nothing more can come from the source, after the end of its stream."""
 
     async def receive(self, first: bytes) -> None:
         """Take the stream, which begins with *first*, until all devices are loaded.
@@ -88,15 +91,21 @@ class MainChannel:
 
     async def _read(self) -> bytes:
         """Return what comes next, or nothing if the stream has ended."""
-        quiet = _QUIET if self.decoder.may_end else float("inf")
-        with trio.move_on_after(quiet):
+        open_end = self.decoder.may_end and not self.session.router.main_ended
+        with trio.move_on_after(self._quiet if open_end else math.inf):
             try:
                 return bytes(await self.stream.receive_some(_READ_SIZE))
-            except trio.BrokenResourceError as error:
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 at = self.decoder.position
                 reason = f"broke behind byte {at}: {error.__cause__ or error}"
                 raise ConnectionLost(reason, channel="main") from error
         return b""
+
+    @property
+    def _quiet(self) -> float:
+        # Well before that deadline, which this is not to run into.
+        silence = self.session.options.deadlines.silence
+        return _QUIET if silence is None else min(_QUIET, silence / 2)
 
     async def _handle_events(self) -> None:
         while (event := self.decoder.next_event()) is not None:
@@ -211,6 +220,28 @@ class MainChannel:
                     channel="main",
                 )
         await router.end_main()
+        self.session.spawn(self._watch_source)
         for device in list(router.devices.values()):
             await device.done.wait()
         await self.session.succeed(self._return_path)
+
+    async def _watch_source(self) -> None:
+        """Look at what the source does behind the end of its stream, until it leaves.
+
+        Raises:
+          PeerProtocolError: if it says more.
+          ConnectionLost: if it is gone, but wants to be told of success.
+        """
+        try:
+            while data := await self._read():
+                self.decoder.received(data)
+            if self._return_path is not None:
+                self._return_path.source_closed = True
+        except PeerProtocolError as error:
+            error.channel = "main"
+            raise
+        except ConnectionLost:
+            if self._return_path is not None:
+                raise
+        finally:
+            self.source_left.set()

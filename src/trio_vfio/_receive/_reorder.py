@@ -3,8 +3,9 @@
 Packets of a device race each other over the channels. A device takes them
 strictly by index, so those that come early wait here, within three limits: a
 window of indexes, the bytes of the device, the bytes of the session. A packet
-over a limit waits in its channel. The one that is *due* is always admitted,
-for the channels' heads could otherwise wait for each other for ever.
+over a limit waits in its channel. Once the device takes packets, the one that is
+*due* is always admitted, for the channels' heads could otherwise wait for each
+other for ever.
 
 No I/O and no waiting: whoever drives this holds the device's condition.
 """
@@ -50,6 +51,8 @@ class ReorderQueue:
     max_bytes: int
     budget: Budget
 
+    started: bool = attrs.field(default=False, init=False)
+    """Whether the device takes packets: until then even the due one can wait."""
     due: int = attrs.field(default=0, init=False)
     """Index that the device gets next."""
     bytes: int = attrs.field(default=0, init=False)
@@ -88,7 +91,7 @@ class ReorderQueue:
 
     def admits(self, header: StateHeader) -> bool:
         """Whether the packet may have memory now."""
-        if header.idx == self.due:
+        if header.idx == self.due and self.started:
             return True
         return (
             header.idx < self.due + WINDOW

@@ -9,6 +9,7 @@ import attrs
 import trio
 
 from .._errors import ConnectionLost
+from .._link._stream import was_reset
 from .._wire._return_path import ReturnPathFrame, shut
 from ._stop import Stop, log
 
@@ -21,11 +22,13 @@ SHUT_GRACE: Final = 0.5
 class ReturnPath:
     """Owns the sending half of the main connection, once the source opens it."""
 
-    stream: trio.abc.SendStream
+    stream: trio.abc.Stream
     stop: Stop
     on_success: Callable[[], None]
     """Called when the source has been told that all is loaded."""
 
+    source_closed: bool = attrs.field(default=False, init=False)
+    """Whether the source has closed its half of the connection, or all of it."""
     _answers: trio.MemorySendChannel[ReturnPathFrame] = attrs.field(init=False)
     _frames: trio.MemoryReceiveChannel[ReturnPathFrame] = attrs.field(init=False)
 
@@ -66,9 +69,22 @@ class ReturnPath:
         told = self.stop.last_word = trio.Event()
         try:
             await self._send_shut(0)
+            if self.source_closed:
+                await self._check_heard()
             self.on_success()
         finally:
             told.set()
+
+    async def _check_heard(self) -> None:
+        """Find out whether a source that has closed its half still listens.
+
+        Where it does not, its machine answers the last word with a reset.
+        """
+        with trio.CancelScope(shield=True):
+            await trio.sleep(SHUT_GRACE)
+        if was_reset(self.stream):
+            reason = "the source had closed the connection before it was told"
+            raise ConnectionLost(reason, channel="main")
 
     async def _send_shut(self, value: int) -> None:
         with trio.move_on_after(SHUT_GRACE, shield=True):

@@ -88,6 +88,8 @@ class Router:
     """Connections that have not yet said what they are."""
     started: bool = attrs.field(default=False, init=False)
     """Whether SWITCHOVER_START was handled."""
+    listeners: int = attrs.field(default=0, init=False)
+    """From which more connections may come."""
     main_ended: bool = attrs.field(default=False, init=False)
     _stuck: bool = attrs.field(default=False, init=False)
     """Whether `check_progress` has found it so: it is one fault, whoever asks."""
@@ -142,6 +144,9 @@ class Router:
         self.started = True
         async with self._news:
             self._news.notify_all()
+        for device in self.devices.values():
+            device.queue.started = True
+            await device.wake()
         return list(self.devices.values())
 
     def check_announced(self) -> None:
@@ -220,7 +225,7 @@ class Router:
             return
         if self.activity.calls or any(d.queue.has_due for d in self.devices.values()):
             return
-        if all(each.is_stuck for each in channels):
+        if not self.handshakes and all(each.is_stuck for each in channels):
             self._stuck = True
             raise PeerProtocolError(f"all channels are full, and none brings {what}")
 
@@ -249,9 +254,10 @@ class Router:
         Raises:
           ConnectionLost: if all connections of a source are gone without one.
         """
-        if self.activity.main_came.is_set() or not self.channels or self.handshakes:
+        if self.activity.main_came.is_set() or self.handshakes:
             return
-        if all(channel.ended for channel in self.channels.values()):
+        gone = all(channel.ended for channel in self.channels.values())
+        if gone and (self.channels or not self.listeners):
             reason = "never came, and all other connections are gone"
             raise ConnectionLost(reason, channel="main")
 

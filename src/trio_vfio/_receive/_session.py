@@ -11,7 +11,7 @@ import trio
 
 from .._deadlines import Deadlines
 from .._device._port import StateSink
-from .._errors import DeviceError, MigrationFailed, TrioVfioError
+from .._errors import DeviceError, MigrationFailed, TrioVfioError, describe
 from .._result import DeviceState, MigrationResult, SessionState
 from .._values import AsyncValue
 from .._wire._main_stream import PAGE_BITS
@@ -33,7 +33,7 @@ without a return path could take that for a failure.
 """
 
 P = ParamSpec("P")
-MakeSink = Callable[[str, int], StateSink]
+MakeSink = Callable[[str, int], StateSink | None]
 BeforeShut = Callable[[MigrationResult], Awaitable[None]]
 
 
@@ -144,7 +144,7 @@ class Session:
         await self._configuration.wait()
         return self._page_size
 
-    def open_return_path(self, stream: trio.abc.SendStream) -> ReturnPath:
+    def open_return_path(self, stream: trio.abc.Stream) -> ReturnPath:
         """The source listens on *stream*: start the task that speaks."""
         return_path = ReturnPath(stream, self.stop, self._complete)
         self.spawn(return_path.run)
@@ -180,7 +180,9 @@ class Session:
             try:
                 await self.options.before_shut(self.result())
             except Exception as error:  # noqa: BLE001 (the caller's code)
-                self.error = error
+                if not self.stop.faults:
+                    # Else it is what the hook made of the cancel.
+                    self.error = error
                 self.stop.cancel(f"before_shut failed: {error!r}")
                 await trio.sleep_forever()
         if return_path is None:
@@ -213,7 +215,9 @@ class Session:
 
     def failure(self) -> MigrationFailed:
         """Return all faults as one exception."""
-        return MigrationFailed(self.stop.faults, self.result())
+        other = [TrioVfioError(text) for text in self._other_errors()]
+        cancelled = [TrioVfioError("the migration was cancelled")]
+        return MigrationFailed(self.stop.faults or other or cancelled, self.result())
 
     async def _guard(
         self, task: Callable[P, Awaitable[None]], *args: P.args, **kwargs: P.kwargs
@@ -259,7 +263,11 @@ class Session:
         if self.options.make is None:
             return None
         key = (idstr, instance_id)
-        return self._device(key, self.options.make(*key))
+        try:
+            sink = self.options.make(*key)
+        except Exception as error:
+            raise DeviceError(*key, "make", describe(error)) from error
+        return None if sink is None else self._device(key, sink)
 
     def _device(self, key: DeviceKey, sink: StateSink) -> IncomingDevice:
         written = Written(hashlib.sha256() if self.options.digests else None)

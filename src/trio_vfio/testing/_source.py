@@ -66,7 +66,9 @@ class ScriptedSource:
 
     main: trio.abc.Stream
     channels: list[trio.abc.Stream]
-    _sections: dict[str, Section] = attrs.field(factory=dict[str, Section], init=False)
+    _sections: dict[tuple[str, int], Section] = attrs.field(
+        factory=dict[tuple[str, int], Section], init=False
+    )
     _return_path: ReturnPathDecoder = attrs.field(factory=ReturnPathDecoder, init=False)
 
     @classmethod
@@ -100,7 +102,7 @@ class ScriptedSource:
 
     async def announce(self, idstr: str, *, instance_id: int = 0) -> None:
         """Send the START section of a device."""
-        self._sections[idstr] = Section(
+        self._sections[idstr, instance_id] = Section(
             SectionType.START,
             _FIRST_SECTION_ID + len(self._sections),
             idstr,
@@ -108,33 +110,45 @@ class ScriptedSource:
             VFIO_VERSION,
             offset=0,
         )
-        await self._section(SectionType.START, idstr, SETUP_PAYLOAD)
+        await self._section(SectionType.START, idstr, instance_id, SETUP_PAYLOAD)
 
     async def precopy(
-        self, idstr: str, data: bytes | None = None, *, init_data_sent: bool = False
+        self,
+        idstr: str,
+        data: bytes | None = None,
+        *,
+        init_data_sent: bool = False,
+        instance_id: int = 0,
     ) -> None:
         """Send a PART section with pre-copy *data*, if any."""
         mark = Mark.DEV_INIT_DATA_SENT if init_data_sent else Mark.END_OF_STATE
         payload = b"" if data is None else encode_data(data)
-        await self._section(SectionType.PART, idstr, payload + mark.encode())
+        payload += mark.encode()
+        await self._section(SectionType.PART, idstr, instance_id, payload)
 
     async def switch_over(self) -> None:
         """Send SWITCHOVER_START."""
         await self.command(CommandType.SWITCHOVER_START)
 
     async def end_device(
-        self, idstr: str, data: Iterable[bytes] = (), config: bytes | None = None
+        self,
+        idstr: str,
+        data: Iterable[bytes] = (),
+        config: bytes | None = None,
+        *,
+        instance_id: int = 0,
     ) -> None:
         """Send the END and FULL sections, with state if that goes over main."""
         blocks = b"".join(map(encode_data, data))
-        await self._section(SectionType.END, idstr, blocks + END_PAYLOAD)
+        payload = blocks + END_PAYLOAD
+        await self._section(SectionType.END, idstr, instance_id, payload)
         payload = END_PAYLOAD if config is None else encode_config(config)
-        await self._section(SectionType.FULL, idstr, payload)
+        await self._section(SectionType.FULL, idstr, instance_id, payload)
 
     async def end(self) -> None:
         """Send the end of all devices and of the stream."""
-        for idstr in self._sections:
-            await self.end_device(idstr)
+        for idstr, instance_id in self._sections:
+            await self.end_device(idstr, instance_id=instance_id)
         await self.main.send_all(encode_end())
 
     async def packets(self, channel: int, *packets: bytes) -> None:
@@ -160,6 +174,8 @@ class ScriptedSource:
             for frame in self._return_path.received(bytes(data)):
                 frames.append((frame.type, frame.value if frame.payload else None))
 
-    async def _section(self, type_: SectionType, idstr: str, payload: bytes) -> None:
-        section = attrs.evolve(self._sections[idstr], type=type_)
+    async def _section(
+        self, type_: SectionType, idstr: str, instance_id: int, payload: bytes
+    ) -> None:
+        section = attrs.evolve(self._sections[idstr, instance_id], type=type_)
         await self.main.send_all(encode_section(section, payload))
