@@ -126,7 +126,7 @@ async def test_a_machine_that_is_out_of_descriptors_is_waited_for(
 ) -> None:
     device = SimulatedDevice()
     connect_to_it, (inner,) = link()
-    full = FullListener(inner, [errno.EMFILE, errno.ENFILE])
+    full = FullListener(inner, [errno.EMFILE, errno.ECONNABORTED])
     async with open_incoming([full], {A: device}) as incoming:
         source = await ScriptedSource.connect(connect_to_it)
         await source.begin(A)
@@ -139,7 +139,7 @@ async def test_a_machine_that_is_out_of_descriptors_is_waited_for(
     assert trio.current_time() == pytest.approx(0.2)
     assert caplog.messages == [
         "cannot accept a connection: EMFILE: Too many open files",
-        "cannot accept a connection: ENFILE: Too many open files in system",
+        "cannot accept a connection: ECONNABORTED: Software caused connection abort",
     ]
 
 
@@ -314,6 +314,25 @@ async def test_streams_that_are_gone_before_they_say_anything(
     assert {str(each) for each in failed.value.exceptions} == {
         "main: never came, and all other connections are gone"
     }
+
+
+async def test_a_given_stream_that_is_no_peer_stays_open(
+    autojump_clock: MockClock,
+) -> None:
+    """It is the caller's to close, dropped or not."""
+    ours, theirs = trio.testing.memory_stream_pair()
+    _, listeners = link()
+    async with open_incoming([theirs, *listeners], {}):
+        await ours.send_all(b"GET / HTTP/1.1")
+        await trio.testing.wait_all_tasks_blocked()
+        await theirs.send_all(b"HTTP/1.1 400 Bad Request")
+        assert await ours.receive_some() == b"HTTP/1.1 400 Bad Request"
+
+
+async def test_no_place_to_receive() -> None:
+    with pytest.raises(ValueError, match="no place"):
+        async with open_incoming([], {}):
+            pass
 
 
 async def test_what_is_neither_a_listener_nor_a_stream() -> None:

@@ -734,5 +734,5 @@ async def test_a_last_word_that_cannot_be_said_leaves_every_fault(
 )
 async def test_options_that_make_no_sense(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
-        async with open_incoming([], {}, **options):
+        async with open_incoming("tcp:127.0.0.1:0", {}, **options):
             pass

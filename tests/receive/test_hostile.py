@@ -494,3 +494,29 @@ async def test_a_callable_that_does_not_want_a_device(
     assert str(fault).startswith(
         f"{A}: make: KeyError" if answer == "raises" else f"main: the source sends {A}"
     )
+
+
+@pytest.mark.parametrize("steps", range(12))
+async def test_a_due_packet_that_waits_for_the_switchover_is_no_stall(
+    autojump_clock: MockClock, steps: int
+) -> None:
+    """At whatever moment another packet arrives beside SWITCHOVER_START."""
+    for _ in range(20):
+        devices = {name: SimulatedDevice() for name in (A, B)}
+        connect, there = link()
+        async with open_incoming(there, devices, max_queued_bytes=4) as incoming:
+            source = await ScriptedSource.connect(connect)
+            await source.begin(A, B)
+            first, *others = state_packets(A, [b"x" * 8] * 2)
+            await source.packets(0, first)
+            await wait_all_tasks_blocked()
+            async with trio.open_nursery() as nursery:
+                others += state_packets(B, [b"x" * 8] * 2)
+                nursery.start_soon(source.packets, 1, *others)
+                for _ in range(steps):
+                    await trio.lowlevel.checkpoint()
+                await source.switch_over()
+            await source.end()
+            await source.close()
+            await incoming.wait_complete()
+        assert all(device.loaded == b"x" * 16 for device in devices.values())

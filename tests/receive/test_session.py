@@ -264,6 +264,25 @@ async def test_a_stream_without_description_ends_when_it_falls_silent(
         await source.close()
 
 
+async def test_a_description_that_comes_after_all_is_dropped(
+    autojump_clock: MockClock,
+) -> None:
+    device = SimulatedDevice(seconds_per_call=5)
+    connect, there = link()
+    async with open_incoming(there, {A: device}) as incoming:
+        source = await ScriptedSource.connect(connect, channels=1)
+        await source.begin(A, return_path=True)
+        await source.switch_over()
+        await source.packets(0, *state_packets(A, [b"x"]))
+        await source.end_device(A)
+        await source.main.send_all(b"\0")
+        await trio.sleep(2)
+        await source.main.send_all(b"\6\0\0\0\2{}")
+        result = await incoming.wait_complete()
+        await source.close()
+    assert result.status == "completed"
+
+
 async def test_a_callable_makes_a_sink_for_whatever_comes(
     autojump_clock: MockClock,
 ) -> None:

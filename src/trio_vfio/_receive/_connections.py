@@ -36,9 +36,10 @@ _FIRST_BYTES: Final = {
     MULTIFD_MAGIC.to_bytes(4): INITIAL_SIZE,
 }
 
-# What accept says when this process or the machine is out of something.
-_FULL: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
-_FULL_WAIT: Final = 0.1
+# What accept says of the listener itself. All else is about one connection, or
+# this process or the machine is out of something: that passes.
+_BAD_LISTENER: Final = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP}
+_ACCEPT_PAUSE: Final = 0.1
 
 MAX_HANDSHAKES: Final = 512
 """Connections that may be about to say what they are. More are dropped."""
@@ -109,10 +110,10 @@ class Connections:
                 self.session.router.check_main()
                 return
             except OSError as error:
-                if error.errno not in _FULL:
+                if error.errno in _BAD_LISTENER:
                     raise
                 log.warning("cannot accept a connection: %s", describe(error))
-                await trio.sleep(_FULL_WAIT)
+                await trio.sleep(_ACCEPT_PAUSE)
                 continue
             if self.session.router.handshakes >= MAX_HANDSHAKES:
                 why = f"{MAX_HANDSHAKES} have not said what they are"

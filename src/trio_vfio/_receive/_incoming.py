@@ -219,6 +219,8 @@ async def _listening(
     streams = [each for each in where if isinstance(each, trio.abc.Stream)]
     if len(listeners) + len(streams) < len(where):
         raise TypeError("a place to receive is neither a listener nor a stream")
+    if not where:
+        raise ValueError("no place to receive")
     yield listeners, streams
 
 

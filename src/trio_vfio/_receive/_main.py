@@ -53,6 +53,10 @@ class MainChannel:
     decoder: MainDecoder
     _ack: SwitchoverAck = attrs.field(init=False)
     _return_path: ReturnPath | None = attrs.field(default=None, init=False)
+    _closed: bool = attrs.field(default=False, init=False)
+    """Whether the source has closed its half of the connection."""
+    _ended_by_quiet: bool = attrs.field(default=False, init=False)
+    """Whether the stream was taken to have ended because nothing more came."""
     source_left: trio.Event = attrs.field(factory=trio.Event, init=False)
     """Set when nothing more can come from the source, after the end of its stream."""
 
@@ -85,6 +89,8 @@ class MainChannel:
                 return
             data = await self._read()
             if not data:
+                # Not by a close: then a description may come all the same.
+                self._ended_by_quiet = not self._closed
                 self.decoder.received_eof()
                 await self._handle_events()
                 return
@@ -94,7 +100,9 @@ class MainChannel:
         open_end = self.decoder.may_end and not self.session.router.main_ended
         with trio.move_on_after(self._quiet if open_end else math.inf):
             try:
-                return bytes(await self.stream.receive_some(_READ_SIZE))
+                data = bytes(await self.stream.receive_some(_READ_SIZE))
+                self._closed = not data
+                return data
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 at = self.decoder.position
                 reason = f"broke behind byte {at}: {error.__cause__ or error}"
@@ -234,7 +242,8 @@ class MainChannel:
         """
         try:
             while data := await self._read():
-                self.decoder.received(data)
+                if not self._ended_by_quiet:
+                    self.decoder.received(data)
             if self._return_path is not None:
                 self._return_path.source_closed = True
         except PeerProtocolError as error:

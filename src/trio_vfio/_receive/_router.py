@@ -141,11 +141,13 @@ class Router:
           PeerProtocolError: if a device that the caller named was never announced.
         """
         self.check_announced()
+        # All in one step: the stall test must not see some of them started.
         self.started = True
+        for device in self.devices.values():
+            device.queue.started = True
         async with self._news:
             self._news.notify_all()
         for device in self.devices.values():
-            device.queue.started = True
             await device.wake()
         return list(self.devices.values())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final, ParamSpec, final
 
 import attrs
@@ -126,7 +127,8 @@ class Session:
         **kwargs: P.kwargs,
     ) -> None:
         """Start a task whose faults are the session's."""
-        self._nursery.start_soon(lambda: self._guard(task, *args, **kwargs))
+        guarded = partial(self._guard, task, *args, **kwargs)
+        self._nursery.start_soon(guarded, name=task)
 
     def leave(self) -> None:
         """The caller's block has ended: nobody waits for an unfinished migration."""
