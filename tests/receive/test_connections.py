@@ -15,7 +15,7 @@ import trio
 import trustme
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_vfio import Deadlines, MigrationFailed, open_incoming
+from trio_vfio import Deadlines, DeviceState, MigrationFailed, open_incoming
 from trio_vfio._link._address import connect as connect_to, parse_address
 from trio_vfio._wire._multifd import InitialPacket
 from trio_vfio.testing import ScriptedSource, SimulatedDevice, link, state_packets
@@ -330,3 +330,35 @@ async def test_tls_on_all_channels(
         await incoming.wait_complete()
     assert device.loaded == b"x"
     assert [each for each in caplog.messages if "dropped a connection" in each]
+
+
+async def test_tls_that_ends_without_a_close_alert_was_cut(
+    contexts: tuple[ssl.SSLContext, ssl.SSLContext],
+) -> None:
+    """Between packets too: anybody on the way can do that."""
+    server, client = contexts
+    opened: list[trio.SSLStream[trio.SocketStream]] = []
+    with pytest.raises(MigrationFailed) as failed:
+        async with open_incoming(
+            "tcp:127.0.0.1:0", {A: SimulatedDevice()}, ssl_context=server
+        ) as incoming:
+            address = parse_address(incoming.addresses[0])
+
+            async def connect() -> trio.abc.Stream:
+                plain = await connect_to(address)
+                stream = trio.SSLStream(plain, client, server_hostname="localhost")
+                opened.append(stream)
+                return stream
+
+            source = await ScriptedSource.connect(connect)
+            await source.begin(A)
+            await source.switch_over()
+            await source.packets(1, *state_packets(A, [b"x"]))
+            await incoming.devices[A].state.wait_value(DeviceState.COMPLETED)
+            await opened[2].transport_stream.aclose()
+            await incoming.wait_complete()
+    await trio.aclose_forcefully(opened[0])
+    await trio.aclose_forcefully(opened[1])
+    assert [str(each) for each in failed.value.exceptions] == [
+        "channel 1: TLS ended without a close alert"
+    ]

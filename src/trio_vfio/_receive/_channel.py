@@ -7,14 +7,14 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from .._errors import ConnectionLost, PeerProtocolError
-from .._link._stream import fill, receive_exactly
+from .._link._stream import fill, plain_stream, receive_exactly
 from .._wire._channel_decoder import ChannelDecoder
 from .._wire._multifd import RamPacket, StateHeader, StatePacket
 from ._router import Channel, Router
 
 
 async def receive_channel(
-    stream: trio.abc.ReceiveStream,
+    stream: trio.abc.Stream,
     channel: Channel,
     router: Router,
     page_size: Callable[[], Awaitable[int]],
@@ -30,7 +30,7 @@ async def receive_channel(
     Raises:
       PeerProtocolError: if the peer breaks the protocol, or the channel ends
         inside a packet, or its end leaves a device without a packet.
-      ConnectionLost: if the connection breaks inside a packet.
+      ConnectionLost: if the connection breaks inside a packet, or TLS is cut.
     """
     try:
         # Read before the page size is known, a byte shows if the channel ends.
@@ -47,7 +47,7 @@ async def receive_channel(
     router.check_main()
 
 
-async def _first_byte(stream: trio.abc.ReceiveStream) -> bytes:
+async def _first_byte(stream: trio.abc.Stream) -> bytes:
     try:
         return await receive_exactly(stream, 1)
     except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -55,7 +55,7 @@ async def _first_byte(stream: trio.abc.ReceiveStream) -> bytes:
 
 
 async def _receive(
-    stream: trio.abc.ReceiveStream,
+    stream: trio.abc.Stream,
     first: bytes,
     decoder: ChannelDecoder,
     channel: Channel,
@@ -69,6 +69,10 @@ async def _receive(
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             if decoder.inside_packet:
                 reason = f"broke inside a packet: {error}"
+                raise ConnectionLost(reason, channel=channel.name) from error
+            if plain_stream(stream) is not stream:
+                # Only the close alert tells an end from a cut, and QEMU sends it.
+                reason = "TLS ended without a close alert"
                 raise ConnectionLost(reason, channel=channel.name) from error
             return
         if not count:
