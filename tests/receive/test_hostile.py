@@ -344,19 +344,21 @@ async def test_a_channel_that_is_cut(autojump_clock: MockClock, cut: int) -> Non
     ]
 
 
-async def test_every_byte_of_a_packet_header_matters(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("which", range(3))
+async def test_every_byte_of_a_packet_header_matters(
+    autojump_clock: MockClock, which: int
+) -> None:
     """Whichever is changed, the migration fails and says where, in bounded time."""
-    packets = state_packets(A, [b"one", b"two"])
     for at in range(288):
-        damaged = bytearray(packets[1])
+        packets = state_packets(A, [b"one", b"two"])
+        damaged = bytearray(packets[which])
         damaged[at] ^= 0x81
+        packets[which] = bytes(damaged)
 
-        async def stage(
-            source: ScriptedSource, damaged: bytes = bytes(damaged)
-        ) -> None:
+        async def stage(source: ScriptedSource, packets: list[bytes] = packets) -> None:
             await source.begin(A)
             await source.switch_over()
-            await source.packets(0, packets[0], damaged, packets[2])
+            await source.packets(0, *packets)
             await source.end()
 
         before = trio.current_time()
