@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,11 @@ async def reset(stream: trio.abc.Stream) -> None:
     await stream.aclose()
 
 
+def to(incoming: Incoming) -> Callable[[], Awaitable[trio.abc.Stream]]:
+    """Return what opens connections to where *incoming* listens."""
+    return partial(connect, parse_address(incoming.addresses[0]))
+
+
 @asynccontextmanager
 async def migration(
     device: SimulatedDevice, faults: list[str]
@@ -52,12 +57,7 @@ async def migration(
     source: ScriptedSource | None = None
     try:
         async with open_incoming("tcp:127.0.0.1:0", {A: device}) as incoming:
-            address = parse_address(incoming.addresses[0])
-
-            async def connect_to_it() -> trio.abc.Stream:
-                return await connect(address)
-
-            source = await ScriptedSource.connect(connect_to_it)
+            source = await ScriptedSource.connect(to(incoming))
             yield source, incoming
             await incoming.wait_complete()
     except MigrationFailed as failed:
@@ -205,12 +205,7 @@ async def test_a_cancel_leaves_no_descriptor() -> None:
     before = sorted(os.listdir("/proc/self/fd"))
     with trio.CancelScope() as scope:
         async with open_incoming("tcp:127.0.0.1:0", {A: SimulatedDevice()}) as incoming:
-            address = parse_address(incoming.addresses[0])
-
-            async def connect_to_it() -> trio.abc.Stream:
-                return await connect(address)
-
-            source = await ScriptedSource.connect(connect_to_it, channels=4)
+            source = await ScriptedSource.connect(to(incoming), channels=4)
             await source.begin(A, return_path=True)
             await incoming.devices[A].state.wait_value(DeviceState.SETUP)
             assert await source.main.receive_some()
@@ -226,12 +221,7 @@ async def test_a_source_that_leaves_before_it_is_told(how: str) -> None:
     device = SimulatedDevice(seconds_per_call=0.05)
     with pytest.raises(MigrationFailed) as failed:
         async with open_incoming("tcp:127.0.0.1:0", {A: device}) as incoming:
-            address = parse_address(incoming.addresses[0])
-
-            async def connect_to_it() -> trio.abc.Stream:
-                return await connect(address)
-
-            source = await ScriptedSource.connect(connect_to_it)
+            source = await ScriptedSource.connect(to(incoming))
             await source.begin(A, return_path=True)
             await source.switch_over()
             await source.packets(0, *state_packets(A, [b"x"]))
@@ -253,12 +243,7 @@ async def test_a_source_that_leaves_before_it_is_told(how: str) -> None:
 async def test_a_source_that_only_stops_talking_is_told(tmp_path: Path) -> None:
     device = SimulatedDevice()
     async with open_incoming(f"unix:{tmp_path}/s", {A: device}) as incoming:
-        address = parse_address(incoming.addresses[0])
-
-        async def connect_to_it() -> trio.abc.Stream:
-            return await connect(address)
-
-        source = await ScriptedSource.connect(connect_to_it)
+        source = await ScriptedSource.connect(to(incoming))
         await source.begin(A, return_path=True)
         await source.switch_over()
         await source.packets(0, *state_packets(A, [b"x"]))

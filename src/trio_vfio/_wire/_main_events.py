@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import enum
-from typing import Final
 
 import attrs
-
-SECTION_KINDS: Final = ("start", "part", "end", "full")
 
 
 class SectionType(enum.IntEnum):
