@@ -51,12 +51,15 @@ ALLOWED: Final = MappingProxyType(
         "_wire": May("_errors", "attrs", not_even=_SANS_IO),
         "_link": May("_errors", "attrs trio"),
         "_device": May("_errors _result", "attrs trio"),
+        "_migration": May("_errors _result _values _deadlines", "attrs trio"),
         "_receive": May(
-            "_wire _link _device._port _errors _result _values _deadlines",
+            "_migration _wire _link _device._port _errors _result _values _deadlines",
             "attrs trio",
         ),
         "_capture": May("_wire _device _errors _result", "attrs trio"),
-        "__init__": May("_receive _capture _device _errors _result _deadlines"),
+        "__init__": May(
+            "_receive _migration _capture _device _errors _result _deadlines"
+        ),
         # Nothing below this line is imported from above it.
         "testing": May(
             f"{PUBLIC} _wire _link _device._port _errors _result", "attrs trio"

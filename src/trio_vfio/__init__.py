@@ -7,6 +7,7 @@ Wire-compatible with QEMU's multifd device state transfer.
 #
 # _link      connections: addresses, sockets, reading into memory
 # _wire      bytes to packets and back; no I/O (S.. in its comments: see there)
+# _migration what a migration is in either direction: tasks, faults, an end
 # _receive   packets to devices: one task per connection, one per device
 # _device    the devices: the only place with file descriptors and threads
 # _capture   recorded migrations
@@ -22,7 +23,11 @@ from ._device import (
     NullDevice as NullDevice,
     SnapshotDirectory as SnapshotDirectory,
 )
-from ._device._port import StateSink as StateSink
+from ._device._port import (
+    Pending as Pending,
+    StateSink as StateSink,
+    StateSource as StateSource,
+)
 from ._errors import (
     ConnectionLost as ConnectionLost,
     DeadlineExceeded as DeadlineExceeded,
@@ -31,11 +36,11 @@ from ._errors import (
     PeerProtocolError as PeerProtocolError,
     TrioVfioError as TrioVfioError,
 )
+from ._migration._progress import DeviceProgress as DeviceProgress
 from ._receive._incoming import (
     Incoming as Incoming,
     open_incoming as open_incoming,
 )
-from ._receive._progress import DeviceProgress as DeviceProgress
 from ._result import (
     ChannelResult as ChannelResult,
     DeviceResult as DeviceResult,

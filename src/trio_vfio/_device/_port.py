@@ -6,8 +6,10 @@ migrated: a kernel device, a file, a simulation in virtual time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
+
+import attrs
 
 
 class StateSink(Protocol):
@@ -65,4 +67,78 @@ class StateSink(Protocol):
 
     async def abort(self) -> None:
         """Drop all that was taken, and end any call that is still under way."""
+        ...
+
+
+@attrs.frozen
+class Pending:
+    """What a source still has to give, in bytes. All of it is a guess.
+
+    Kernel: ``VFIO_MIG_GET_PRECOPY_INFO`` and ``VFIO_DEVICE_FEATURE_MIG_DATA_SIZE``.
+    """
+
+    initial_bytes: int = 0
+    """What must have gone before the destination is ready for a switchover."""
+    dirty_bytes: int = 0
+    """What can go beyond that before `StateSource.stop`."""
+    stop_copy_bytes: int | None = None
+    """What there would be to read if it were stopped now; None if it cannot say."""
+
+
+class StateSource(Protocol):
+    """A device that gives its migration state.
+
+    The session calls `begin` once. If that says so, pre-copy follows: `pending`
+    and `read_into`, any number of times. Then `stop` once, `read_into` until it
+    says that this was all, `config` once, and, when the destination has accepted
+    everything, `finish` once. There are never two of them at a time.
+
+    Only `abort` may come at any time after `begin` was called, also while another
+    call is under way. It comes at most once, and nothing comes after it. A session
+    that succeeds never calls it; it never comes after `finish`.
+
+    Cancellation and errors: as for a `StateSink`.
+    """
+
+    async def begin(self) -> bool:
+        """Make ready to give state, while the guest runs.
+
+        If it raises, it has cleaned up after itself: no `abort` follows.
+
+        Returns: whether the device gives data before `stop`.
+        """
+        ...
+
+    async def pending(self) -> Pending:
+        """Estimate what there is still to read. Asked only before `stop`."""
+        ...
+
+    async def read_into(self, buffers: Sequence[memoryview]) -> list[int]:
+        """Read the next data into *buffers*, one after another.
+
+        May be done in a worker thread. Nothing touches the buffers meanwhile, and
+        nothing of them may be kept.
+
+        Returns: how many bytes each of the first buffers was given. The list is
+            shorter than *buffers* if there is no more for now (the kernel's
+            ENOMSG), which before `stop` may be at once. A 0, always the last
+            number, says that this was all; before `stop`, that this was all there
+            is until then.
+        """
+        ...
+
+    async def stop(self) -> None:
+        """Make the device stand still. The guest no longer runs."""
+        ...
+
+    async def config(self) -> bytes:
+        """Return the config blob, which goes behind all data; may be empty."""
+        ...
+
+    async def finish(self) -> None:
+        """Let go of the device: its state lives on at the destination."""
+        ...
+
+    async def abort(self) -> None:
+        """Let the device run on as if nothing had been, and end any call."""
         ...

@@ -19,6 +19,7 @@ import trio
 
 from .._errors import PeerProtocolError, describe
 from .._link._stream import plain_stream, receive_exactly
+from .._migration._stop import log
 from .._values import AsyncValue
 from .._wire._main_decoder import MainDecoder
 from .._wire._main_stream import STREAM_MAGIC
@@ -28,7 +29,6 @@ from ._main import MainChannel
 from ._return_path import SHUT_GRACE
 from ._router import Channel
 from ._session import LINGER, Session
-from ._stop import log
 
 # What a connection begins with, and how much of it says all that is needed.
 _FIRST_BYTES: Final = {
@@ -76,6 +76,7 @@ class Connections:
 
     async def serve(self) -> None:
         """Serve connections until the migration is complete and they are closed."""
+        self.session.watch()
         router = self.session.router
         router.listeners = len(self.listeners)
         # Not yet served, but there.

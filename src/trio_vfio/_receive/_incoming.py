@@ -5,24 +5,25 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import cast, final
+from functools import partial
+from typing import final
 
 import attrs
 import trio
 
 from .._deadlines import Deadlines
 from .._device._port import StateSink
-from .._errors import MigrationFailed
 from .._link._address import (
     address_of,
     listening,
     parse_address,
 )
+from .._migration._block import beside
+from .._migration._progress import DeviceProgress
 from .._result import MigrationResult, SessionState
 from .._values import AsyncValue
 from .._wire._limits import MIB
 from ._connections import Connections
-from ._progress import DeviceProgress
 from ._session import BeforeShut, Options, Session
 
 DeviceName = str | tuple[str, int]
@@ -77,10 +78,7 @@ class Incoming:
           MigrationFailed: if it has failed, in a part of the block that is
             shielded from the cancel.
         """
-        await self._session.ended.wait()
-        if not self._session.stop.completed:
-            raise self._session.failure()
-        return self._session.result()
+        return await self._session.wait_complete()
 
 
 @asynccontextmanager
@@ -159,37 +157,8 @@ async def open_incoming(
     async with _listening(where) as (listeners, given):
         connections = Connections(session, listeners, given, ssl_context)
         addresses = tuple(filter(None, map(address_of, listeners)))
-        body_error: BaseException | None = None
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_run, session, connections)
-                try:
-                    with session.stop.body:
-                        yield Incoming(addresses, session)
-                except BaseException as error:  # noqa: ASYNC103 (raised below)
-                    if _parts(error)[0] is not None:
-                        raise
-                    # To leave as it is, not in the nursery's group.
-                    body_error = error
-                finally:
-                    session.leave()
-        except BaseException as error:  # noqa: ASYNC103 (as it says)
-            # What the block raised goes before a cancel, but hides no mistake.
-            if body_error is None or _parts(error)[1] is not None:
-                raise
-        if body_error is not None:
-            if not session.stop.faults:
-                raise body_error
-            try:
-                raise session.failure()
-            except MigrationFailed:
-                # A fault came first, and the block perhaps fell over its cancel.
-                raise body_error  # noqa: B904
-    await trio.lowlevel.checkpoint_if_cancelled()
-    if session.error is not None:
-        raise session.error
-    if session.stop.faults:
-        raise session.failure()
+        async with beside(session, partial(_run, session, connections)):
+            yield Incoming(addresses, session)
 
 
 async def _run(session: Session, connections: Connections) -> None:
@@ -231,12 +200,3 @@ def _named(devices: Devices) -> dict[tuple[str, int], StateSink]:
         (name, 0) if isinstance(name, str) else name: sink
         for name, sink in devices.items()
     }
-
-
-def _parts(
-    error: BaseException,
-) -> tuple[BaseException | None, BaseException | None]:
-    """Split *error* into what is a cancel and what is not."""
-    if isinstance(error, BaseExceptionGroup):
-        return cast("BaseExceptionGroup[BaseException]", error).split(trio.Cancelled)
-    return (error, None) if isinstance(error, trio.Cancelled) else (None, error)

@@ -14,14 +14,16 @@ from typing import final
 import attrs
 import trio
 
+from .._device._port import StateSink
 from .._errors import PeerProtocolError
+from .._migration._calls import DeviceCalls
+from .._migration._position import Position
+from .._migration._progress import DeviceProgress
 from .._result import DeviceResult, DeviceState
 from .._wire._multifd import StatePacket
 from .._wire._vfio_section import config_blob_untrusted
-from ._calls import DeviceCalls
-from ._progress import DeviceProgress
 from ._reorder import ReorderQueue
-from ._run import Run, Written
+from ._run import Run
 
 
 @final
@@ -36,7 +38,8 @@ class IncomingDevice:
 
     calls: DeviceCalls
     queue: ReorderQueue
-    written: Written
+    sink: StateSink
+    position: Position
     progress: DeviceProgress
     after_release: Callable[[], Awaitable[None]]
     """Awaited when bytes were given back, which other devices may wait for."""
@@ -135,11 +138,11 @@ class IncomingDevice:
             self.progress.buffers += len(run)
             await self._release(run)
         blob = await self._take_config()
-        await self.calls.call("load_config", self.calls.sink.load_config, blob)
+        await self.calls.call("load_config", self.sink.load_config, blob)
         self.progress.config_bytes = len(blob)
-        if self.written.digest is not None:
+        if self.position.digest is not None:
             self._config_sha256 = hashlib.sha256(blob).hexdigest()
-        await self.calls.call("finish", self.calls.sink.finish)
+        await self.calls.call("finish", self.sink.finish)
         self.progress.seconds = trio.current_time() - began
         self.progress.state.value = DeviceState.COMPLETED
         self.done.set()
@@ -148,7 +151,7 @@ class IncomingDevice:
     def result(self, errors: Sequence[str]) -> DeviceResult:
         """Return what the device has got so far."""
         progress = self.progress
-        digest = self.written.digest
+        digest = self.position.digest
         return DeviceResult(
             idstr=progress.idstr,
             instance_id=progress.instance_id,
@@ -156,7 +159,7 @@ class IncomingDevice:
             transfer=progress.transfer,
             errors=tuple(errors),
             precopy_bytes=progress.precopy_bytes,
-            data_bytes=self.written.bytes,
+            data_bytes=self.position.bytes,
             buffers=progress.buffers,
             sha256=None if digest is None else digest.hexdigest(),
             config_bytes=progress.config_bytes,
@@ -166,16 +169,16 @@ class IncomingDevice:
         )
 
     async def _write(self, buffers: Sequence[tuple[int | None, memoryview]]) -> None:
-        run = Run(self.written, buffers)
-        await self.calls.call("write", self.calls.sink.write, run)
-        if self.written.stopping:
+        run = Run(self.position, buffers)
+        await self.calls.call("write", self.sink.write, run)
+        if self.position.stopping:
             await trio.sleep_forever()
         if not run.exhausted:
             raise self.calls.error(
                 "write",
                 "returned before all buffers were taken",
-                idx=self.written.idx,
-                offset=self.written.bytes,
+                idx=self.position.idx,
+                offset=self.position.bytes,
             )
 
     async def _take_run(self) -> list[StatePacket]:

@@ -125,7 +125,7 @@ class MainChannel:
                 self._configure(event)
             case Section(type=SectionType.START) if is_vfio(event.idstr):
                 device = await self.session.router.announce(event)
-                self._ack.expect(device.name, precopy=device.calls.sink.precopy)
+                self._ack.expect(device.name, precopy=device.sink.precopy)
             case Section(type=SectionType.PART) if is_vfio(event.idstr):
                 self._ack.part_came(self._device(event).name)
             case Section(type=SectionType.END) if is_vfio(event.idstr):
@@ -152,7 +152,7 @@ class MainChannel:
             once=acks_once(event.machine) if once is None else once
         )
         for device in session.router.devices.values():
-            self._ack.expect(device.name, precopy=device.calls.sink.precopy)
+            self._ack.expect(device.name, precopy=device.sink.precopy)
         session.configured(self.decoder.page_size_in_use)
 
     async def _command(self, command: Command) -> None:

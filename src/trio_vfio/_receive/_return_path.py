@@ -10,8 +10,8 @@ import trio
 
 from .._errors import ConnectionLost
 from .._link._stream import was_reset
+from .._migration._stop import Stop, log
 from .._wire._return_path import ReturnPathFrame, shut
-from ._stop import Stop, log
 
 SHUT_GRACE: Final = 0.5
 """Seconds to get the last word out, whatever else has to end."""

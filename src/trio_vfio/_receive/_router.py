@@ -14,12 +14,12 @@ import attrs
 import trio
 
 from .._errors import ConnectionLost, PeerProtocolError, device_name
+from .._migration._activity import Activity
 from .._result import ChannelResult
 from .._values import AsyncValue
 from .._wire._channel_decoder import ChannelDecoder
 from .._wire._main_events import Section
 from .._wire._multifd import INITIAL_SIZE, StateHeader
-from ._activity import Activity
 from ._loader import IncomingDevice
 
 DeviceKey = tuple[str, int]
@@ -128,7 +128,7 @@ class Router:
             )
         self.devices[key] = device
         self._keep(device)
-        await device.calls.begin()
+        await device.calls.begin(device.sink.begin)
         device.announced = True
         async with self._news:
             self._news.notify_all()

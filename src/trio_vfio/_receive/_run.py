@@ -3,34 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, final
+from typing import final
 
 import attrs
 
-
-class Digest(Protocol):
-    """What a `Run` needs of a hash of `hashlib`."""
-
-    def update(self, data: memoryview, /) -> None:
-        """Go on with *data*."""
-
-    def hexdigest(self) -> str:
-        """Return the digest so far."""
-        ...
-
-
-@final
-@attrs.define(eq=False)
-class Written:
-    """How much of its data a device has taken, and what it is taking."""
-
-    digest: Digest | None = None
-    bytes: int = 0
-    """Written whole: the buffer that is being written does not count."""
-    idx: int | None = None
-    """Of the buffer that is being written; None: none is, or it has no index."""
-    stopping: bool = False
-    """Whether to end every run at its next buffer."""
+from .._migration._position import Position
 
 
 @final
@@ -38,11 +15,11 @@ class Written:
 class Run(Iterator[memoryview]):
     """Hands out buffers one by one, and counts each when the next is asked for.
 
-    A device may walk it in a worker thread: nothing else touches `written`
+    A device may walk it in a worker thread: nothing else touches `position`
     meanwhile but to set `stopping`.
     """
 
-    written: Written
+    position: Position
     _buffers: Sequence[tuple[int | None, memoryview]] = attrs.field(alias="buffers")
     _next: int = attrs.field(default=0, init=False)
     _current: memoryview | None = attrs.field(default=None, init=False)
@@ -54,17 +31,17 @@ class Run(Iterator[memoryview]):
         # Nothing to write: a device would take 0 bytes for a failure.
         while self._next < len(self._buffers) and not self._buffers[self._next][1]:
             self._next += 1
-        if self._next == len(self._buffers) or self.written.stopping:
+        if self._next == len(self._buffers) or self.position.stopping:
             self.exhausted = True
             raise StopIteration
-        self.written.idx, self._current = self._buffers[self._next]
+        self.position.idx, self._current = self._buffers[self._next]
         self._next += 1
         return self._current
 
     def _count_current(self) -> None:
         if self._current is None:
             return
-        if self.written.digest is not None:
-            self.written.digest.update(self._current)
-        self.written.bytes += len(self._current)
-        self.written.idx = self._current = None
+        if self.position.digest is not None:
+            self.position.digest.update(self._current)
+        self.position.bytes += len(self._current)
+        self.position.idx = self._current = None

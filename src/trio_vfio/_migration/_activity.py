@@ -102,10 +102,10 @@ class Activity:
             return
         raise DeadlineExceeded("switchover", seconds, waiting_for())
 
-    async def watch_silence(self, waiting_for: Callable[[], str]) -> None:
-        """Watch while a source must not be silent.
-
-        That is without a main channel, and from the switchover until all is loaded.
+    async def watch_silence(
+        self, since: trio.Event, until: trio.Event, waiting_for: Callable[[], str]
+    ) -> None:
+        """Watch from *since* until *until*, while the other side must not be silent.
 
         Args:
           waiting_for: says what has not come.
@@ -115,14 +115,7 @@ class Activity:
         """
         if (seconds := self.deadlines.silence) is None:
             return
-        await self.connected.wait()
-        await self._watch(seconds, self.main_came, waiting_for)
-        await self.switchover_began.wait()
-        await self._watch(seconds, self.loaded, waiting_for)
-
-    async def _watch(
-        self, seconds: float, until: trio.Event, waiting_for: Callable[[], str]
-    ) -> None:
+        await since.wait()
         while not until.is_set():
             if self.calls:
                 # Its end counts as an event, so it is soon enough to look then.

@@ -7,21 +7,29 @@ waits beside it and ends what a cancelled call leaves behind.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Final, ParamSpec, cast, final
+from typing import Final, NoReturn, ParamSpec, Protocol, TypeVar, cast, final
 
 import attrs
 import trio
 
-from .._device._port import StateSink
 from .._errors import DeviceError, describe, device_name
 from ._activity import Activity
-from ._run import Written
+from ._position import Position
 from ._stop import Stop, log
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 _LEAST_PAUSE: Final = 1.0
 """Seconds between two lines that say that a call has still not ended."""
+
+
+class Abortable(Protocol):
+    """What a sink and a source have in common."""
+
+    async def abort(self) -> None:
+        """End any call that is under way, and undo what was done."""
+        ...
 
 
 @final
@@ -31,11 +39,11 @@ class DeviceCalls:
 
     idstr: str
     instance_id: int
-    sink: StateSink
+    device: Abortable
     stop: Stop
     grace: float | None
     """Seconds that a call may take after a cancel before the device is aborted."""
-    written: Written
+    position: Position
     activity: Activity
 
     running: str | None = attrs.field(default=None, init=False)
@@ -74,11 +82,11 @@ class DeviceCalls:
     async def call(
         self,
         operation: str,
-        method: Callable[P, Awaitable[None]],
+        method: Callable[P, Awaitable[T]],
         *args: P.args,
         **kwargs: P.kwargs,
-    ) -> None:
-        """Make one call of the device.
+    ) -> T:
+        """Make one call of the device, and return what it returns.
 
         If cancelled before, the call is not made; if cancelled meanwhile, it is
         the device that decides when to leave.
@@ -92,7 +100,7 @@ class DeviceCalls:
         self._ended = trio.Event()
         self.activity.calls += 1
         try:
-            await method(*args, **kwargs)
+            return await method(*args, **kwargs)
         except trio.Cancelled:
             raise
         except BaseException as error:  # noqa: BLE001 (devices are anybody's code)
@@ -103,10 +111,11 @@ class DeviceCalls:
             self.activity.calls -= 1
             self.activity.touch()
 
-    async def begin(self) -> None:
+    async def begin(self, method: Callable[[], Awaitable[T]]) -> T:
         """Make the device ready; from now on it will be aborted or released."""
-        await self.call("begin", self.sink.begin)
+        result = await self.call("begin", method)
         self.began = True
+        return result
 
     def release(self) -> None:
         """Keep what the device has taken: the session has succeeded."""
@@ -125,23 +134,23 @@ class DeviceCalls:
                 if self.stop.last_word is not None:
                     await self.stop.last_word.wait()
                 if not self._released.is_set():
-                    self.written.stopping = True
+                    self.position.stopping = True
                     await self._end()
             raise
 
-    async def _failed(self, operation: str, error: BaseException) -> None:
+    async def _failed(self, operation: str, error: BaseException) -> NoReturn:
         rest = _not_cancelled(error)
         if not isinstance(rest, Exception):
             raise error
         if self.aborted:
             log.info("%s: %s ended by abort: %s", self.name, operation, describe(rest))
             await trio.sleep_forever()
-        writing = operation == "write"
+        moving = operation in ("write", "read")
         raise self.error(
             operation,
             describe(rest),
-            idx=self.written.idx if writing else None,
-            offset=self.written.bytes if writing else None,
+            idx=self.position.idx if moving else None,
+            offset=self.position.bytes if moving else None,
             errno=getattr(rest, "errno", None),
         ) from rest
 
@@ -163,7 +172,7 @@ class DeviceCalls:
     async def _abort(self) -> None:
         self.aborted = True
         try:
-            await self.sink.abort()
+            await self.device.abort()
         except Exception as error:  # noqa: BLE001 (devices are anybody's code)
             number = getattr(error, "errno", None)
             fault = self.error("abort", describe(error), errno=number)

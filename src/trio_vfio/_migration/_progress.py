@@ -8,7 +8,7 @@ import attrs
 
 from .._result import DeviceState
 from .._values import AsyncValue
-from ._run import Written
+from ._position import Position
 
 
 def _setup() -> AsyncValue[DeviceState]:
@@ -23,7 +23,7 @@ class DeviceProgress:
     idstr: str
     """Its name in the migration stream: the guest's path to it."""
     instance_id: int
-    _written: Written = attrs.field(alias="written")
+    _position: Position = attrs.field(alias="position")
     state: AsyncValue[DeviceState] = attrs.field(factory=_setup, init=False)
     """Wait on it: ``await device.state.wait_value(DeviceState.COMPLETED)``."""
     transfer: str | None = attrs.field(default=None, init=False)
@@ -46,4 +46,4 @@ class DeviceProgress:
     @property
     def data_bytes(self) -> int:
         """All data that the device has taken, in bytes."""
-        return self._written.bytes
+        return self._position.bytes
