@@ -9,6 +9,7 @@ Wire-compatible with QEMU's multifd device state transfer.
 # _wire      bytes to packets and back; no I/O (S.. in its comments: see there)
 # _migration what a migration is in either direction: tasks, faults, an end
 # _receive   packets to devices: one task per connection, one per device
+# _send      devices to packets: one task per device, one per connection
 # _device    the devices: the only place with file descriptors and threads
 # _capture   recorded migrations
 # _cli       the command
@@ -31,6 +32,7 @@ from ._device._port import (
 from ._errors import (
     ConnectionLost as ConnectionLost,
     DeadlineExceeded as DeadlineExceeded,
+    DestinationFailed as DestinationFailed,
     DeviceError as DeviceError,
     MigrationFailed as MigrationFailed,
     PeerProtocolError as PeerProtocolError,
@@ -47,4 +49,8 @@ from ._result import (
     DeviceState as DeviceState,
     MigrationResult as MigrationResult,
     SessionState as SessionState,
+)
+from ._send._outgoing import (
+    Outgoing as Outgoing,
+    open_outgoing as open_outgoing,
 )

@@ -30,6 +30,10 @@ class Stop:
     cannot be. Meanwhile nobody knows whether it has let go of its devices, so
     neither a fault nor a cancel may make us drop them."""
 
+    abort_after: trio.Event | None = attrs.field(default=None, init=False)
+    """If there, no device is aborted before it is set: until then the other side may
+    still succeed, and then the devices are its own."""
+
     def fail(self, fault: TrioVfioError) -> None:
         """Record *fault* and cancel the session, if it has not succeeded."""
         if self.completed:

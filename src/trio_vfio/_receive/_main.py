@@ -14,6 +14,7 @@ import trio
 
 from .._errors import ConnectionLost, PeerProtocolError
 from .._wire._idstr import is_vfio
+from .._wire._machine import acks_once
 from .._wire._main_decoder import MainDecoder
 from .._wire._main_events import (
     Command,
@@ -28,7 +29,7 @@ from .._wire._main_events import (
     SectionType,
 )
 from .._wire._return_path import SWITCHOVER_ACK, pong
-from ._ack import SwitchoverAck, acks_once
+from ._ack import SwitchoverAck
 from ._loader import IncomingDevice
 from ._return_path import ReturnPath
 from ._session import Session
@@ -231,7 +232,7 @@ class MainChannel:
         self.session.spawn(self._watch_source)
         for device in list(router.devices.values()):
             await device.done.wait()
-        await self.session.succeed(self._return_path)
+        await self.session.conclude(self._return_path)
 
     async def _watch_source(self) -> None:
         """Look at what the source does behind the end of its stream, until it leaves.

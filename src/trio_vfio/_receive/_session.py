@@ -141,7 +141,7 @@ class Session(Migration):
         """Start the loader of *device*."""
         self.spawn(device.load)
 
-    async def succeed(self, return_path: ReturnPath | None) -> None:
+    async def conclude(self, return_path: ReturnPath | None) -> None:
         """Tell the caller and then the source that all devices are loaded.
 
         Returns when the source was told, if it wants to be.
