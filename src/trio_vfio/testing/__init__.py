@@ -8,6 +8,7 @@ that a test is over at once and goes the same way every time. Needs no pytest.
 from __future__ import annotations
 
 from ._checks import check_state_sink as check_state_sink
+from ._destination import ScriptedDestination as ScriptedDestination
 from ._devices import (
     Call as Call,
     ContractViolation as ContractViolation,
