@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from ._checks import check_state_sink as check_state_sink
 from ._destination import ScriptedDestination as ScriptedDestination
-from ._devices import (
-    Call as Call,
-    ContractViolation as ContractViolation,
-    SimulatedDevice as SimulatedDevice,
-)
+from ._devices import SimulatedDevice as SimulatedDevice
 from ._links import Connect as Connect, MemoryListener as MemoryListener, link as link
+from ._simulation import Call as Call, ContractViolation as ContractViolation
 from ._source import (
     ScriptedSource as ScriptedSource,
     config_packet as config_packet,
     data_packet as data_packet,
     state_packets as state_packets,
 )
+from ._source_device import SimulatedSource as SimulatedSource
