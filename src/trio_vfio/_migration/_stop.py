@@ -8,7 +8,7 @@ from typing import Final, final
 import attrs
 import trio
 
-from .._errors import TrioVfioError
+from .._errors import ConnectionLost, TrioVfioError
 
 log: Final = logging.getLogger("trio_vfio")
 
@@ -38,6 +38,10 @@ class Stop:
         """Record *fault* and cancel the session, if it has not succeeded."""
         if self.completed:
             log.info("after the migration: %s", fault)
+            return
+        if self.faults and isinstance(fault, ConnectionLost):
+            # Connections go down together: the first that is noticed says it all.
+            log.info("after the first fault: %s", fault)
             return
         log.debug("fault: %s", fault)
         self.faults.append(fault)

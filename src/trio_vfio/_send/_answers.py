@@ -11,7 +11,12 @@ from typing import Final, final
 import attrs
 import trio
 
-from .._errors import ConnectionLost, DestinationFailed, PeerProtocolError
+from .._errors import (
+    ConnectionLost,
+    DestinationFailed,
+    PeerProtocolError,
+    TrioVfioError,
+)
 from .._migration._activity import Activity
 from .._migration._stop import Stop, log
 from .._values import AsyncValue
@@ -58,10 +63,9 @@ class Answers:
         device may run again: from then on the destination cannot succeed. But a
         word of success that has come before goes: then the devices are its own.
 
-        Raises:
-          DestinationFailed: if that is what it says.
-          ConnectionLost: if it leaves without a word.
-          PeerProtocolError: if it says what no destination says.
+        A fault is recorded, not raised: `DestinationFailed` if that is what it says,
+        `ConnectionLost` if it leaves without a word, `PeerProtocolError` if it says
+        what no destination says.
         """
         try:
             while not self._succeeded:
@@ -74,10 +78,12 @@ class Answers:
                 await self._hear_last_word()
                 await self._end()
             raise
-        except BaseException:
+        except TrioVfioError as fault:
+            # First of all, so that the connections do not seem to break by themselves.
+            self.stop.fail(fault)
             with trio.CancelScope(shield=True):
                 await self.on_failure()
-            raise
+            return
         finally:
             self._ended.set()
         with trio.CancelScope(shield=True):
@@ -113,7 +119,8 @@ class Answers:
     def _take(self, data: bytes) -> None:
         try:
             for frame in self._decoder.received(data):
-                self._answer(frame)
+                if not self._succeeded:
+                    self._answer(frame)
         except PeerProtocolError as error:
             error.channel = "return path"
             raise
@@ -126,8 +133,6 @@ class Answers:
         self._succeeded = True
 
     def _answer(self, frame: ReturnPathFrame) -> None:
-        if self._succeeded:
-            raise PeerProtocolError(f"{frame.type.name} behind SHUT")
         match frame.type:
             case ReturnPathType.PONG:
                 if frame.value == PING_VALUE:
@@ -151,7 +156,7 @@ class Answers:
             try:
                 while not self._succeeded:
                     await self._hear()
-            except (ConnectionLost, PeerProtocolError, DestinationFailed) as error:
+            except TrioVfioError as error:
                 log.info("while the migration was given up: %s", error)
 
 

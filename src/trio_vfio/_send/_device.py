@@ -27,6 +27,9 @@ from ._buffers import BufferPool, Share
 MOST_BUFFERS: Final = 16
 """How many buffers one call of a device fills at most."""
 
+_LONG: Final = 0.02
+"""Seconds that a call for several buffers may take."""
+
 
 @final
 @attrs.define(eq=False)
@@ -138,22 +141,22 @@ class OutgoingDevice:
         Raises:
           DeviceError: if the device fails.
         """
-        # Half of the share, so that the other half is sent meanwhile.
-        most = max(1, min(MOST_BUFFERS, self.share.limit // 2))
-        idx = 0
+        idx, count = 0, 1
         at_end = False
         while not at_end:
-            buffers = await self.pool.take(self.share, most)
+            buffers = await self.pool.take(self.share, count)
             self.position.idx = idx
+            began = trio.current_time()
             counts = await self._read(buffers)
+            count = self._next_count(count, trio.current_time() - began)
             if not counts:
                 raise self._read_error("there is no more data, but no end of it")
             at_end = counts[-1] == 0
             filled = len(counts) - at_end
-            for buffer, count in zip(buffers, counts[:filled], strict=False):
-                data = memoryview(buffer)[:count]
+            for buffer, size in zip(buffers, counts[:filled], strict=False):
+                data = memoryview(buffer)[:size]
                 await self._count(data)
-                await self._queue(Packet(self._header(idx, count), data, self, buffer))
+                await self._queue(Packet(self._header(idx, size), data, self, buffer))
                 idx += 1
             await self.pool.give_back(self.share, buffers[filled:])
         self.position.idx = None
@@ -201,6 +204,17 @@ class OutgoingDevice:
             starved=0,
             seconds=progress.seconds,
         )
+
+    def _next_count(self, count: int, seconds: float) -> int:
+        """Return how many buffers to read in one call, after one of *seconds*.
+
+        Many for a fast device, since each call costs; but where they take long,
+        no buffer is to wait until the next is full.
+        """
+        if seconds > _LONG:
+            return 1
+        # Half of the share, so that the other half is sent meanwhile.
+        return max(1, min(2 * count, MOST_BUFFERS, self.share.limit // 2))
 
     async def _read(self, buffers: Sequence[bytearray]) -> list[int]:
         views = [memoryview(buffer) for buffer in buffers]

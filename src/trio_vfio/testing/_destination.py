@@ -57,7 +57,7 @@ class ScriptedDestination:
     streams: dict[int | str, trio.abc.Stream] = attrs.field(
         factory=dict[int | str, trio.abc.Stream], init=False
     )
-    """The connections, by channel id, and ``main``."""
+    """The connections: ``main``, and from 0 on in the order in which they came."""
     _devices: set[str] = attrs.field(factory=set[str], init=False)
     _configs: set[str] = attrs.field(factory=set[str], init=False)
     _decoder: MainDecoder = attrs.field(factory=MainDecoder, init=False)
@@ -70,9 +70,11 @@ class ScriptedDestination:
           PeerProtocolError: if the source breaks the protocol.
         """
         async with trio.open_nursery() as nursery:
-            for number in range(1 + self.channels):
-                stream = await self.listeners[0].accept()
-                task = self._run_channel if number else self._run_main
+            self.streams["main"] = await self.listeners[0].accept()
+            for number in range(self.channels):
+                self.streams[number] = await self.listeners[0].accept()
+            for name, stream in self.streams.items():
+                task = self._run_main if name == "main" else self._run_channel
                 nursery.start_soon(task, stream)
 
     async def say(self, *frames: ReturnPathFrame) -> None:
@@ -82,11 +84,10 @@ class ScriptedDestination:
             await self.streams["main"].send_all(frame.encode())
 
     async def close(self, which: int | str = "main") -> None:
-        """Close a connection, by channel id, or ``main``."""
+        """Close one of `streams`."""
         await trio.aclose_forcefully(self.streams[which])
 
     async def _run_main(self, stream: trio.abc.Stream) -> None:
-        self.streams["main"] = stream
         try:
             while data := bytes(await stream.receive_some()):
                 self.main += data
@@ -124,7 +125,6 @@ class ScriptedDestination:
         except PeerProtocolError:
             # It left before it said anything.
             return
-        self.streams[id_] = stream
         self.received[id_] = bytearray(first)
         try:
             await self._take_packets(stream, self.received[id_])

@@ -15,7 +15,8 @@ from ._simulation import ContractViolation, LegalCalls, Simulation, Stage
 _LEGAL: Final[LegalCalls] = {
     # Or WITHOUT_PRECOPY, see `_leads_to`.
     "begin": (frozenset({Stage.NEW}), Stage.READY),
-    "pending": (frozenset({Stage.READY}), Stage.READY),
+    # Where it was.
+    "pending": (frozenset({Stage.READY, Stage.WITHOUT_PRECOPY}), Stage.READY),
     # Where it was, or to READ.
     "read_into": (frozenset({Stage.READY, Stage.STOPPED}), Stage.STOPPED),
     "stop": (frozenset({Stage.READY, Stage.WITHOUT_PRECOPY}), Stage.STOPPED),
@@ -199,6 +200,8 @@ class SimulatedSource(Simulation):
     def _leads_to(self, name: str) -> Stage:
         if name == "begin" and not self._has_precopy:
             return Stage.WITHOUT_PRECOPY
+        if name == "pending":
+            return self._stage
         if name == "read_into":
             return Stage.READ if self._ended else self._stage
         return super()._leads_to(name)
