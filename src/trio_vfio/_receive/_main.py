@@ -28,6 +28,7 @@ from .._wire._main_events import (
     SectionEnd,
     SectionType,
 )
+from .._wire._ram import RAM
 from .._wire._return_path import SWITCHOVER_ACK, pong
 from ._ack import SwitchoverAck
 from ._loader import IncomingDevice
@@ -205,7 +206,7 @@ class MainChannel:
         if is_vfio(section.idstr):
             if section.type is SectionType.FULL:
                 self._decide_transfer(self._device(section), section)
-        elif section.type is SectionType.PART:
+        elif section.idstr == RAM and section.type is SectionType.PART:
             await self._acknowledge(self._ack.ram_round_ended())
 
     def _decide_transfer(self, device: IncomingDevice, section: Section) -> None:
