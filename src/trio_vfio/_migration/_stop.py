@@ -39,8 +39,9 @@ class Stop:
         if self.completed:
             log.info("after the migration: %s", fault)
             return
-        if self.faults and isinstance(fault, ConnectionLost):
-            # Connections go down together: the first that is noticed says it all.
+        ending = self.faults and self.tasks.cancel_called
+        if ending and isinstance(fault, ConnectionLost):
+            # Connections go down together, and the first to be noticed says it all.
             log.info("after the first fault: %s", fault)
             return
         log.debug("fault: %s", fault)
