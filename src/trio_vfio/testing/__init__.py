@@ -10,7 +10,14 @@ from __future__ import annotations
 from ._checks import check_state_sink as check_state_sink
 from ._destination import ScriptedDestination as ScriptedDestination
 from ._devices import SimulatedDevice as SimulatedDevice
-from ._links import Connect as Connect, MemoryListener as MemoryListener, link as link
+from ._links import (
+    Connect as Connect,
+    Connection as Connection,
+    Link as Link,
+    LinkStream as LinkStream,
+    MemoryListener as MemoryListener,
+    link as link,
+)
 from ._simulation import Call as Call, ContractViolation as ContractViolation
 from ._source import (
     ScriptedSource as ScriptedSource,
