@@ -20,8 +20,11 @@ from __future__ import annotations
 from ._deadlines import Deadlines as Deadlines
 from ._device import (
     FdDevice as FdDevice,
+    FdSource as FdSource,
     FileDevice as FileDevice,
+    FileSource as FileSource,
     NullDevice as NullDevice,
+    NullSource as NullSource,
     SnapshotDirectory as SnapshotDirectory,
 )
 from ._device._port import (
