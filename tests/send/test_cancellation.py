@@ -325,7 +325,7 @@ async def test_a_device_that_fails_ends_the_others(
     (device, other) = caught.value.result.devices
     assert (device.status, other.status) == ("failed", "failed")
     assert (device.errors, other.errors) == ((str(fault),), ())
-    assert [len(failure.exceptions) for failure in received] == [1]
+    assert [len(failure.exceptions) for failure in received] == [1], received[0].exceptions
     assert all(not sink.began or sink.aborted for sink in sinks.values())
 
 

@@ -306,7 +306,7 @@ async def test_a_destination_that_does_not_answer(autojump_clock: MockClock) -> 
 
 async def test_packets_come_behind_switchover_start(autojump_clock: MockClock) -> None:
     """Else a destination may have paused the channels, and main behind them."""
-    here, there = link(bandwidth={"main": 1, 0: 1e9, 1: 1e9})
+    here, there = link(bandwidth={"main": 100, 0: 1e9, 1: 1e9})
     destination = ScriptedDestination(there)
     came: list[int] = []
 

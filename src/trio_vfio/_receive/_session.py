@@ -78,6 +78,8 @@ class Session(Migration):
     _configuration: trio.Event = attrs.field(factory=trio.Event, init=False)
     _page_size: int = attrs.field(default=0, init=False)
     _budget: Budget = attrs.field(init=False)
+    was_told: bool = attrs.field(default=False, init=False)
+    """Whether the source hears of success, or was told already."""
 
     def __attrs_post_init__(self) -> None:
         self.activity = Activity(self.options.deadlines)
@@ -157,6 +159,7 @@ class Session(Migration):
             await trio.lowlevel.checkpoint_if_cancelled()
             self.complete()
         else:
+            self.was_told = True
             return_path.succeed()
             await self.ended.wait()
 

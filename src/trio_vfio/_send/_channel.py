@@ -29,6 +29,8 @@ class OutgoingChannel:
     sent_bytes: int = attrs.field(default=0, init=False)
     """How many have gone."""
     packets: int = attrs.field(default=0, init=False)
+    ready: trio.Event = attrs.field(factory=trio.Event, init=False)
+    """Set when it is about to wait for its first packet."""
     sent: trio.Event = attrs.field(factory=trio.Event, init=False)
     """Set when all packets have gone."""
 
@@ -58,6 +60,7 @@ class OutgoingChannel:
         Raises:
           ConnectionLost: if the connection breaks.
         """
+        self.ready.set()
         async for packet in packets:
             await self._send([memoryview(packet.header.encode()), packet.data])
             self.packets += 1

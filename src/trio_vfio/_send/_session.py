@@ -219,6 +219,8 @@ class Session(Migration):
     async def _send_state(self) -> None:
         for channel in self._channels:
             self.spawn(channel.send, self._packets)
+            # They wait in line for packets, and not in any order.
+            await channel.ready.wait()
         for device in self.all_devices():
             self.spawn(device.read)
             self.spawn(device.hand_over, self._put)
