@@ -20,3 +20,4 @@ from ._source import (
     data_packet as data_packet,
     state_packets as state_packets,
 )
+from ._source_checks import check_state_source as check_state_source
