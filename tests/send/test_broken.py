@@ -93,6 +93,7 @@ async def failure(
     assert outgoing.result().status == "failed"
     (fault,) = caught.value.exceptions
     assert outgoing.result().errors == (str(fault),)
+    assert isinstance(fault, TrioVfioError)
     return fault
 
 
@@ -243,8 +244,11 @@ async def test_more_answers_than_questions(autojump_clock: MockClock) -> None:
 
 
 async def test_it_takes_nothing_more(autojump_clock: MockClock) -> None:
+    async def hang(_: ScriptedDestination) -> None:
+        await trio.sleep_forever()
+
     fault = await failure(
-        lambda _: trio.sleep_forever(),
+        hang,
         "SWITCHOVER_START",
         deadlines=Deadlines(switchover=4),
         within=4,
@@ -287,6 +291,5 @@ async def test_it_never_leaves_without_a_return_path(
         within=6.5,
     )
     assert str(fault) == (
-        "silence deadline of 6 s passed:"
-        " the destination does not close the connection"
+        "silence deadline of 6 s passed: the destination does not close the connection"
     )

@@ -84,7 +84,7 @@ async def test_without_a_return_path_nothing_is_asked(
     autojump_clock: MockClock,
 ) -> None:
     destination = await sent({A: SimulatedSource(size=16)}, return_path=False)
-    asked = bytes.fromhex("0800010000" "080002000400000001")
+    asked = bytes.fromhex("0800010000080002000400000001")
     assert destination.main[:144] == EXAMPLE.replace(asked, b"")
     assert destination.said == b""
 

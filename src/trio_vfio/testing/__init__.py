@@ -1,7 +1,7 @@
 """For tests of what is built on trio_vfio: no VM, no hardware, no waiting.
 
-Simulated devices take virtual time, links live in memory, and a scripted source
-makes any mistake a source can make. Everything runs under Trio's mock clock, so
+Simulated devices and sources take virtual time, links live in memory, and a scripted
+source or destination makes any mistake that one can make. Everything runs under Trio's mock clock, so
 that a test is over at once and goes the same way every time. Needs no pytest.
 """
 
@@ -25,4 +25,5 @@ from ._source import (
     data_packet as data_packet,
     state_packets as state_packets,
 )
+from ._source_checks import check_state_source as check_state_source
 from ._source_device import SimulatedSource as SimulatedSource
