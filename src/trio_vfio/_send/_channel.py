@@ -31,6 +31,8 @@ class OutgoingChannel:
     packets: int = attrs.field(default=0, init=False)
     ready: trio.Event = attrs.field(factory=trio.Event, init=False)
     """Set when it is about to wait for its first packet."""
+    sending: bool = attrs.field(default=False, init=False)
+    """Whether it is in the middle of a packet."""
     sent: trio.Event = attrs.field(factory=trio.Event, init=False)
     """Set when all packets have gone."""
 
@@ -62,7 +64,9 @@ class OutgoingChannel:
         """
         self.ready.set()
         async for packet in packets:
+            self.sending = True
             await self._send([memoryview(packet.header.encode()), packet.data])
+            self.sending = False
             self.packets += 1
             device = packet.device
             if packet.buffer is not None:

@@ -58,6 +58,10 @@ class Outgoing:
         """Return how far it has come, in numbers."""
         return self._session.result()
 
+    def waiting_for(self) -> str:
+        """Say what it waits for, for people to read."""
+        return self._session.waiting_for()
+
     async def migrate(
         self,
         *,

@@ -143,9 +143,9 @@ class Session(Migration):
         self.spawn(self._greet)
         self.spawn(self._migrate)
         activity = self.activity
-        self.spawn(activity.watch_switchover, self._waiting_for)
+        self.spawn(activity.watch_switchover, self.waiting_for)
         began, sent = activity.switchover_began, self._all_sent
-        self.spawn(activity.watch_silence, began, sent, self._waiting_for)
+        self.spawn(activity.watch_silence, began, sent, self.waiting_for)
         await self.ended.wait()
 
     def begin(self, plan: Plan) -> None:
@@ -274,7 +274,8 @@ class Session(Migration):
             await reset(stream)
         self._may_abort.set()
 
-    def _waiting_for(self) -> str:
+    def waiting_for(self) -> str:
+        """Say what has not happened yet."""
         what = [
             f"{device.name}: {device.calls.running} to end"
             for device in self.all_devices()
@@ -283,9 +284,18 @@ class Session(Migration):
         what += [
             f"{channel.name}: the destination to take more"
             for channel in self._channels
-            if not channel.sent.is_set()
+            if channel.sending
         ]
-        return "waiting for " + (", ".join(what) or "the destination's last word")
+        return "waiting for " + (", ".join(what) or self._answer_wanted())
+
+    def _answer_wanted(self) -> str:
+        if self._all_sent.is_set():
+            return "the destination's last word"
+        if self.options.return_path and not self._answers.ponged.is_set():
+            return "the destination to answer"
+        if self.activity.switchover_at is None:
+            return "the time to switch over"
+        return "the guest and the devices to stop"
 
     def _device(
         self, key: DeviceKey, source: StateSource, section_id: int

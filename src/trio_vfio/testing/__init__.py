@@ -1,8 +1,9 @@
 """For tests of what is built on trio_vfio: no VM, no hardware, no waiting.
 
 Simulated devices and sources take virtual time, links live in memory, and a scripted
-source or destination makes any mistake that one can make. Everything runs under Trio's mock clock, so
-that a test is over at once and goes the same way every time. Needs no pytest.
+source or destination makes any mistake that one can make. Everything runs under Trio's
+mock clock, so that a test is over at once and goes the same way every time. Needs no
+pytest.
 """
 
 from __future__ import annotations
