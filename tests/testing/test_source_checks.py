@@ -229,6 +229,22 @@ class FailsWhenCancelled(Sound):
                 raise OSError(errno.EINTR, "Interrupted system call")
 
 
+class CannotAbortAfterACancel(Sound):
+    cancelled = False
+
+    async def read_into(self, buffers: Sequence[memoryview]) -> list[int]:
+        try:
+            return await super().read_into(buffers)
+        except trio.Cancelled:
+            self.cancelled = True
+            raise
+
+    async def abort(self) -> None:
+        if self.cancelled:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        await super().abort()
+
+
 class DeafToCancel(Sound):
     """It waits for something that only an abort ends."""
 
@@ -268,6 +284,10 @@ class WaitsAndFailsWhenCancelled(Waits):
             return await super().read_into(buffers)
         except trio.Cancelled:
             raise OSError(errno.EINTR, "Interrupted system call") from None
+
+
+class WaitsAndCannotAbortAfterACancel(CannotAbortAfterACancel, Waits):
+    """In the order of its bases."""
 
 
 class AbortEndsNothing(Waits):
@@ -350,6 +370,7 @@ async def test_a_source_that_has_ever_more_before_stop_passes(
         (fails_to_abort_after("stop, read"), "abort between two reads raised OSErr"),
         (fails_to_abort_after("config"), "abort after config raised OSError(16"),
         (FailsWhenCancelled, "read raised InterruptedError(4"),
+        (CannotAbortAfterACancel, "abort after a cancelled read raised OSError(16"),
         (DeafToCancel, "read was cancelled before it began and had not left 10 s"),
     ],
 )
@@ -369,6 +390,10 @@ async def test_what_is_wrong_is_said(
         ),
         (WaitsAndIsSilent, "read returned when it was cancelled, but had read nothing"),
         (WaitsAndFailsWhenCancelled, "read raised InterruptedError(4"),
+        (
+            WaitsAndCannotAbortAfterACancel,
+            "abort after a cancelled read raised OSError(16",
+        ),
         (AbortEndsNothing, "read was aborted and had not left 10 s later: abort must"),
         (FailsToAbortARead, "abort during a read raised OSError(16"),
         (Sound, "read of a source from make_waiting did not wait, but returned"),

@@ -24,13 +24,19 @@ class NullSource:
     which may have put zeros in some of its buffers.
 
     Args:
-      size: how many.
+      size: how many there are.
 
     Raises:
       ValueError: if *size* is negative.
     """
 
-    _left: int = attrs.field(alias="size", default=0, validator=attrs.validators.ge(0))
+    size: int = attrs.field(
+        default=0,
+        validator=attrs.validators.ge(0),
+        on_setattr=attrs.setters.frozen,
+    )
+    """How many zeros there are in all."""
+    _given: int = attrs.field(default=0, init=False)
 
     async def begin(self) -> bool:
         """Do nothing.
@@ -43,11 +49,11 @@ class NullSource:
     async def pending(self) -> Pending:
         """Return how much there is left."""
         await trio.lowlevel.checkpoint()
-        return Pending(stop_copy_bytes=self._left)
+        return Pending(stop_copy_bytes=self.size - self._given)
 
     async def read_into(self, buffers: Sequence[memoryview]) -> list[int]:
         """Fill *buffers* with zeros, until there were enough."""
-        left = self._left
+        left = self.size - self._given
         counts: list[int] = []
         for buffer in buffers:
             await trio.lowlevel.checkpoint()
@@ -57,7 +63,7 @@ class NullSource:
             counts.append(count)
             if count == 0:
                 break
-        self._left = left
+        self._given = self.size - left
         return counts
 
     async def stop(self) -> None:
