@@ -98,6 +98,7 @@ class _Side:
     """One of the two processes, and what it says."""
 
     name: str
+    started: bool = attrs.field(default=False, init=False)
     stdout: bytes = attrs.field(default=b"", init=False)
     stderr: bytes = attrs.field(default=b"", init=False)
 
@@ -112,6 +113,7 @@ class _Side:
         Args:
           hear: called with all of stderr so far whenever there is more.
         """
+        self.started = True
         start = partial(
             trio.run_process,
             [sys.executable, "-m", "trio_vfio", self.name, "--json", *arguments],
@@ -140,6 +142,8 @@ class _Side:
     @property
     def faults(self) -> list[str]:
         """What went wrong in it."""
+        if not self.started:
+            return []
         if self.result is not None:
             return [f"{self.name}: {error}" for error in self.result["errors"]]
         said = self.stderr.decode(errors="backslashreplace").strip()
