@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from typing import Final
+from typing import Final, cast
 
 import attrs
 import trio
@@ -99,11 +99,25 @@ async def connect(address: TcpAddress | UnixAddress) -> trio.SocketStream:
     """Open a connection to *address*.
 
     Raises:
-      OSError: if nobody listens there.
+      OSError: if nobody listens there, with the address in its text.
     """
-    if isinstance(address, UnixAddress):
-        return await trio.open_unix_socket(address.path)
-    return await trio.open_tcp_stream(address.host or "localhost", address.port)
+    try:
+        if isinstance(address, UnixAddress):
+            return await trio.open_unix_socket(address.path)
+        return await trio.open_tcp_stream(address.host or "localhost", address.port)
+    except OSError as error:
+        number = _errno(error)
+        text = str(error) if number is None else os.strerror(number)
+        raise OSError(number, text, str(address)) from error
+
+
+def _errno(error: OSError) -> int | None:
+    """Return the number of *error*, or of the first of several attempts."""
+    attempts = error.__cause__
+    if isinstance(attempts, ExceptionGroup):
+        errors = cast("ExceptionGroup[OSError]", attempts).exceptions
+        return next((each.errno for each in errors if isinstance(each, OSError)), None)
+    return error.errno
 
 
 @contextmanager

@@ -73,11 +73,7 @@ def _to(where: str, silence: float | None) -> Connect:
     address = parse_address(where)
 
     async def connect_one() -> trio.abc.Stream:
-        try:
-            stream = await connect(address)
-        except OSError as error:
-            text = error.strerror or str(error)
-            raise OSError(error.errno, text, where) from error
+        stream = await connect(address)
         if silence is not None:
             keep_alive(stream, silence)
         return stream
