@@ -2,8 +2,7 @@
 
 An event has the name and the arguments of the trace event that QEMU has at the
 same moment, so that a log of ours and one of ``qemu -trace`` lie side by side.
-Two things differ: where QEMU prints the name of a device on its host, there is
-its idstr, and a device-state packet that QEMU would refuse may wait here.
+But where QEMU prints the name of a device on its host, there is its idstr.
 
 Events go to the logger ``trio_vfio.trace``, level DEBUG, and to a hook. When
 nobody listens none is made, and nothing is formatted unless somebody asks.
@@ -142,7 +141,10 @@ class TraceEvent:
     arguments: tuple[object, ...] = ()
     """What QEMU says about it, in QEMU's order."""
     time: float = attrs.field(default=0.0, eq=False)
-    """When, in seconds since the epoch. Never runs backwards within a migration."""
+    """When it happened, in seconds since the epoch.
+
+    What happens in a device's thread is heard of a moment later, so sort by time
+    to compare devices; each one's own events come in order."""
 
     @property
     def fields(self) -> dict[str, object]:
