@@ -26,6 +26,7 @@ from ._plain import plain, show_error
 from ._progress import show_progress
 from ._run import run
 from ._tables import print_json, print_result
+from ._trace import trace_option, tracing_to
 
 _SECONDS = Seconds(min=0, min_open=True)
 _NONE = MigrationResult(SessionState.FAILED.value, (), (), (), None, 0.0)
@@ -68,6 +69,7 @@ _NONE = MigrationResult(SessionState.FAILED.value, (), (), (), None, 0.0)
     show_default=True,
     help="How long a device's call may outlast a failure before it is broken off.",
 )
+@trace_option
 @traceback_option
 def receive(
     address: str,
@@ -76,6 +78,7 @@ def receive(
     into: Path | None,
     as_json: bool,
     device_grace: float,
+    trace_file: str | None,
     **deadlines: float | None,
 ) -> int:
     """Listen on ADDRESS (tcp:HOST:PORT or unix:PATH) and receive one migration.
@@ -89,7 +92,8 @@ def receive(
         "digests": True,
         **_sinks(devices, into),
     }
-    return _Reception(address, session, as_json).run()
+    with tracing_to(trace_file) as hook:
+        return _Reception(address, {**session, "trace": hook}, as_json).run()
 
 
 def _sinks(
