@@ -129,6 +129,17 @@ def test_every_call_names_an_event_and_has_its_arguments() -> None:
     assert wrong == []
 
 
+def test_every_event_of_a_destination_is_said_somewhere() -> None:
+    of_a_source = r"vfio_save|vfio_state_pending|savevm|source_|multifd_(new_)?send"
+    of_a_source += r"|migrate_pending|migration_"
+    said = {
+        call.args[0].value
+        for _, call in _calls()
+        if isinstance(call.args[0], ast.Constant)
+    }
+    assert {name for name in LINES if not re.match(of_a_source, name)} <= said
+
+
 class _Unprintable:
     def __str__(self) -> str:
         raise AssertionError("formatted")

@@ -1,7 +1,7 @@
 """The option ``--trace``: what happens in a migration, as lines in a file.
 
 They are those of ``qemu -trace -msg timestamp=on``, ``PID@SECONDS.MICROSECONDS:``
-before each, so that ``sort`` lays the logs of both ends side by side.
+before each, so that ``sort -t@ -k2`` lays the logs of both ends side by side.
 """
 
 from __future__ import annotations
