@@ -10,10 +10,10 @@ from typing import Any, Final
 
 import attrs
 
-import trio_vfio
+PADDED: Final = "p-1dev-4ch-pad4M-rp-proxy"
+"""The one with the most state, in several buffers."""
 
 _HERE: Final = Path(__file__).parent / "captures"
-_DEMO: Final = Path(trio_vfio.__path__[0]) / "_demo" / "capture"
 
 
 @attrs.frozen
@@ -25,7 +25,7 @@ class CaptureFiles:
     @property
     def name(self) -> str:
         """For test ids."""
-        return "demo" if self.directory == _DEMO else self.directory.name
+        return self.directory.name
 
     @property
     def main(self) -> bytes:
@@ -53,7 +53,6 @@ class CaptureFiles:
 
 
 def _directories() -> Iterator[Path]:
-    yield _DEMO
     yield from sorted(path.parent for path in _HERE.glob("*/main.bin"))
     if more := os.environ.get("TRIO_VFIO_CAPTURES"):
         yield from sorted(path.parent for path in Path(more).rglob("main.bin"))
@@ -66,5 +65,5 @@ COMPLETE: Final = [
 
 
 def capture(name: str) -> CaptureFiles:
-    """Return the capture with that name, ``demo`` being the package's own."""
+    """Return the capture with that name."""
     return next(each for each in CAPTURES if each.name == name)

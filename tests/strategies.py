@@ -29,14 +29,22 @@ from trio_vfio._wire._return_path import (
 from trio_vfio._wire._vfio_section import Mark
 
 from .streams import (
+    ATTRIBUTES,
+    DIRTY_BITMAP,
+    HTAB,
+    ITERABLE,
     MACHINE,
-    RAM,
     RAM_END,
     READY_PAYLOAD,
     SECOND_DEVICE,
     TIMER,
+    VIRTIO_MEM,
     Handler,
     StreamBuilder,
+    attributes,
+    bitmap_name,
+    htab_chunk,
+    virtio_mem_payload,
 )
 
 PAGE_SIZES: Final = (4096, 8192, 16384, 32768, 65536)
@@ -44,6 +52,7 @@ COMPRESSIONS: Final = (0x00, 0x02, 0x04, 0x08, 0x10, 0x20)
 """None, zlib, zstd, QPL, UADK, QATzip."""
 
 u32 = st.integers(0, 0xFFFF_FFFF)
+u64 = st.integers(0, 2**64 - 1)
 
 printable = st.characters(min_codepoint=0x20, max_codepoint=0x7E)
 idstrs = st.text(printable, min_size=1, max_size=40) | st.text(
@@ -66,6 +75,12 @@ words_of_the_protocol = st.sampled_from(
         b"\x01\0\0\0\x2a\4vfio\0\0\0\0\0\0\0\1",
         b"\x04\0\0\0\x2a\4vfio\0\0\0\0\0\0\0\1",
         b"\x01\0\0\0\1\3ram\0\0\0\0\0\0\0\4",
+        b"\x01\0\0\0\2\x0cdirty-bitmap\0\0\0\0\0\0\0\1",
+        b"\x01\0\0\0\4\x0aspapr/htab\0\0\0\0\0\0\0\1",
+        b"\x01\0\0\0\5\x17s390-storage_attributes\0\0\0\0\0\0\0\0",
+        b"\x04\0\0\0\6\x17virtio-mem-device-early\0\0\0\0\0\0\0\1",
+        *(bytes([type_, 0, 0, 0, id_]) for type_ in (2, 3) for id_ in (2, 4, 5)),
+        *(bytes([0x7E, 0, 0, 0, id_]) for id_ in (2, 4, 5, 6)),
         b"\x02\0\0\0\x2a",
         b"\x03\0\0\0\x2a",
         b"\x7e\0\0\0\x2a",
@@ -178,6 +193,65 @@ def config_blobs(draw: st.DrawFn) -> ConfigBlob:
 
 
 @st.composite
+def dirty_bitmap_payloads(draw: st.DrawFn) -> bytes:
+    """Chunks of dirty bitmaps; their flags in one, two or four bytes."""
+    chunks = b""
+    for flag in draw(st.lists(st.sampled_from([0x10, 0x20, 0x40, 0x42]), max_size=4)):
+        names = draw(st.sampled_from([0x00, 0x04, 0x08, 0x0C]))
+        chunks += draw(st.sampled_from([b"", b"\x80", b"\x80\x80\0"]))
+        chunks += bytes([flag | names])
+        for _ in range(names.bit_count()):
+            chunks += bitmap_name(draw(st.binary(max_size=255)))
+        if flag == 0x10:
+            granularity = 1 << draw(st.integers(9, 31))
+            chunks += struct.pack("!IB", granularity, draw(st.integers(0, 7)))
+        elif flag != 0x20:
+            chunks += struct.pack("!QI", draw(u64), draw(u32))
+            if flag == 0x40:
+                bits = draw(st.binary(max_size=300))
+                chunks += struct.pack("!Q", len(bits)) + bits
+    return chunks + b"\1"
+
+
+@st.composite
+def htab_payloads(draw: st.DrawFn, type_: SectionType) -> bytes:
+    """A hash page table: its size, chunks of it, or that there is none."""
+    if draw(st.booleans()):
+        return struct.pack("!i", -1)
+    if type_ is SectionType.START:
+        return struct.pack("!I", draw(st.integers(18, 46)))
+    few = st.integers(0, 20)
+    chunks = draw(st.lists(st.tuples(st.integers(1, 0xFFFF_FFFF), few, few)))
+    return bytes(4) + b"".join(htab_chunk(*chunk) for chunk in chunks) + bytes(8)
+
+
+@st.composite
+def attribute_payloads(draw: st.DrawFn) -> bytes:
+    """Storage attributes of pages anywhere."""
+    pages = st.integers(0, 2**52 - 1)
+    runs = draw(st.lists(st.tuples(pages, st.binary(max_size=300)), max_size=4))
+    words = b"".join(attributes(page << 12, values) for page, values in runs)
+    done = draw(st.sampled_from([b"", struct.pack("!Q", 8)]))
+    return words + done + struct.pack("!Q", 1)
+
+
+def payloads(handler: Handler, type_: SectionType) -> st.SearchStrategy[bytes]:
+    """What a handler of `ITERABLE` may have in one of its sections."""
+    if handler == DIRTY_BITMAP:
+        return dirty_bitmap_payloads()
+    if handler == HTAB:
+        return htab_payloads(type_)
+    if handler == ATTRIBUTES:
+        return attribute_payloads()
+    return st.just(RAM_END)
+
+
+virtio_mem_payloads = st.tuples(st.integers(0, 200), st.integers(20, 40)).map(
+    lambda drawn: virtio_mem_payload(drawn[0] << drawn[1], 1 << drawn[1])
+)
+
+
+@st.composite
 def main_streams(draw: st.DrawFn) -> StreamBuilder:
     """Whole main streams: with and without RAM, multifd, other sections, rounds."""
     stream = StreamBuilder()
@@ -185,17 +259,14 @@ def main_streams(draw: st.DrawFn) -> StreamBuilder:
     if draw(st.booleans()):
         stream.command(CommandType.OPEN_RETURN_PATH)
         stream.command(CommandType.PING, struct.pack("!I", draw(u32)))
-    ram = draw(st.booleans())
-    if ram:
-        stream.section(RAM, SectionType.START, RAM_END)
+    others = draw(st.lists(st.sampled_from(ITERABLE), unique=True))
     names = draw(st.lists(idstrs, max_size=3, unique=True))
     devices = [
         Handler(50 + number, f"{name[:250]}/vfio") for number, name in enumerate(names)
     ]
     devices.append(SECOND_DEVICE)
     devices = list({device.idstr: device for device in devices}.values())
-    for device in devices:
-        stream.section(device, SectionType.START, SETUP_PAYLOAD)
+    _set_up(draw, stream, devices, others)
     for device in draw(st.lists(st.sampled_from(devices), max_size=6)):
         if draw(st.booleans()):
             data = draw(st.binary(max_size=300))
@@ -203,19 +274,44 @@ def main_streams(draw: st.DrawFn) -> StreamBuilder:
             stream.vfio_data(device, SectionType.PART, data, last=last)
         else:
             stream.section(device, SectionType.PART, END_PAYLOAD)
-        if ram:
-            stream.section(RAM, SectionType.PART, RAM_END)
-    _switch_over(draw, stream, devices, ram=ram)
+        _sections_of(draw, stream, others, SectionType.PART)
+    _switch_over(draw, stream, devices, others)
     return stream
 
 
+def _sections_of(
+    draw: st.DrawFn, stream: StreamBuilder, others: list[Handler], type_: SectionType
+) -> None:
+    for handler in others:
+        stream.section(handler, type_, draw(payloads(handler, type_)))
+
+
+def _set_up(
+    draw: st.DrawFn,
+    stream: StreamBuilder,
+    devices: list[Handler],
+    others: list[Handler],
+) -> None:
+    early = [VIRTIO_MEM, Handler(7, "virtio-mem-device-early")]
+    early = draw(st.lists(st.sampled_from(early), unique=True))
+    for handler in draw(st.permutations([*early, *others, *devices])):
+        if handler in early:
+            stream.section(handler, SectionType.FULL, draw(virtio_mem_payloads))
+        elif handler in others:
+            _sections_of(draw, stream, [handler], SectionType.START)
+        else:
+            stream.section(handler, SectionType.START, SETUP_PAYLOAD)
+
+
 def _switch_over(
-    draw: st.DrawFn, stream: StreamBuilder, devices: list[Handler], *, ram: bool
+    draw: st.DrawFn,
+    stream: StreamBuilder,
+    devices: list[Handler],
+    others: list[Handler],
 ) -> None:
     if draw(st.booleans()):
         stream.command(CommandType.SWITCHOVER_START)
-    if ram:
-        stream.section(RAM, SectionType.END, RAM_END)
+    _sections_of(draw, stream, others, SectionType.END)
     on_main = [device for device in devices if draw(st.booleans())]
     for device in devices:
         if device in on_main:
@@ -224,8 +320,7 @@ def _switch_over(
         else:
             stream.section(device, SectionType.END, END_PAYLOAD)
     before, behind = draw(st.lists(st.binary(max_size=60), min_size=2, max_size=2))
-    others = draw(st.booleans())
-    if others:
+    if draw(st.booleans()):
         stream.section(TIMER, SectionType.FULL, before)
     for device in draw(st.permutations(devices)):
         if device in on_main:

@@ -88,12 +88,74 @@ class Handler:
 DEVICE: Final = Handler()
 SECOND_DEVICE: Final = Handler(43, OTHER)
 RAM: Final = Handler(1, "ram", 0, 4)
+DIRTY_BITMAP: Final = Handler(2, "dirty-bitmap")
+HTAB: Final = Handler(4, "spapr/htab")
+ATTRIBUTES: Final = Handler(5, "s390-storage_attributes", 0, 0)
+ITERABLE: Final = (RAM, DIRTY_BITMAP, HTAB, ATTRIBUTES)
+"""All those with START, PART and END sections that are no VFIO devices."""
+
+VIRTIO_MEM: Final = Handler(6, "0000:00:07.0/virtio-mem-device-early")
 TIMER: Final = Handler(3, "timer", 0, 2)
 """One of those that have nothing but a FULL section, of any content."""
 
 HEADER: Final = encode_header(MACHINE)
 SWITCHOVER: Final = encode_command(CommandType.SWITCHOVER_START)
 EOF: Final = b"\0"
+
+
+def bitmap_name(name: bytes) -> bytes:
+    """Return the name of a node or a bitmap as it travels."""
+    return bytes([len(name)]) + name
+
+
+def htab_chunk(index: int, valid: int, invalid: int) -> bytes:
+    """Return a chunk of a hash page table, with entries like footers."""
+    return struct.pack("!IHH", index, valid, invalid) + b"\x7e\0\0\0" * 4 * valid
+
+
+def attributes(address: int, values: bytes) -> bytes:
+    """Return a run of storage attributes."""
+    return struct.pack("!QQ", address | 0x2, len(values)) + values
+
+
+def virtio_mem_payload(region: int, block: int) -> bytes:
+    """Return what a virtio-mem device sends early, with all its blocks plugged."""
+    words = (region // block + 63) // 64
+    numbers = struct.pack("!QQQIQ", 0x1_4000_0000, region, block, 0, region)
+    return numbers + b"\xff" * 8 * words
+
+
+STATE_OF: Final[dict[tuple[Handler, SectionType], bytes]] = {
+    (RAM, SectionType.START): RAM_END,
+    (RAM, SectionType.PART): RAM_END,
+    (RAM, SectionType.END): RAM_END,
+    (DIRTY_BITMAP, SectionType.START): (
+        b"\x1c"
+        + bitmap_name(b"drive0")
+        + bitmap_name(b"backup")
+        + b"\0\1\0\0"
+        + b"\3"
+        + b"\1"
+    ),
+    (DIRTY_BITMAP, SectionType.PART): (
+        b"\x40" + struct.pack("!QIQ", 0, 1 << 16, 64) + b"\x7e" * 64 + b"\1"
+    ),
+    (DIRTY_BITMAP, SectionType.END): b"\x20\1",
+    (HTAB, SectionType.START): struct.pack("!I", 24),
+    (HTAB, SectionType.PART): bytes(4) + htab_chunk(0, 3, 2) + bytes(8),
+    (HTAB, SectionType.END): bytes(4) + htab_chunk(7, 0, 9) + bytes(8),
+    (ATTRIBUTES, SectionType.START): struct.pack("!Q", 1),
+    (ATTRIBUTES, SectionType.PART): attributes(0x3000, b"\x7e" * 9)
+    + struct.pack("!Q", 1),
+    (ATTRIBUTES, SectionType.END): struct.pack("!QQ", 8, 1),
+    (VIRTIO_MEM, SectionType.FULL): virtio_mem_payload(128 << 20, 2 << 20),
+}
+"""What handlers that are no VFIO devices have in their sections, for example."""
+
+
+def state_of(handler: Handler, type_: SectionType) -> bytes:
+    """Return a section of one of them."""
+    return handler.encode(type_, STATE_OF[handler, type_])
 
 
 def describe(*sections: tuple[Handler, int]) -> bytes:
@@ -188,3 +250,24 @@ def minimal_stream(*devices: Handler) -> bytes:
             encode_end(),
         ]
     )
+
+
+def stream_of_all(device: Handler = DEVICE) -> StreamBuilder:
+    """Build the stream of a machine that has all that we can read past."""
+    stream = StreamBuilder()
+    stream.header()
+    stream.section(VIRTIO_MEM, SectionType.FULL, STATE_OF[VIRTIO_MEM, SectionType.FULL])
+    for handler in ITERABLE:
+        stream.section(handler, SectionType.START, STATE_OF[handler, SectionType.START])
+    stream.section(device, SectionType.START, SETUP_PAYLOAD)
+    for handler in ITERABLE:
+        stream.section(handler, SectionType.PART, STATE_OF[handler, SectionType.PART])
+    stream.vfio_data(device, SectionType.PART, b"before")
+    stream.command(CommandType.SWITCHOVER_START)
+    for handler in ITERABLE:
+        stream.section(handler, SectionType.END, STATE_OF[handler, SectionType.END])
+    stream.section(device, SectionType.END, END_PAYLOAD)
+    stream.section(TIMER, SectionType.FULL, b"tick")
+    stream.section(device, SectionType.FULL, END_PAYLOAD)
+    stream.end()
+    return stream

@@ -58,9 +58,15 @@ ALLOWED: Final = MappingProxyType(
             " _trace",
             "attrs trio",
         ),
+        "_send": May(
+            "_migration _wire _link _device._port _errors _result _values _deadlines"
+            " _trace",
+            "attrs trio",
+        ),
         "_capture": May("_wire _device _errors _result", "attrs trio"),
         "__init__": May(
-            "_receive _migration _capture _device _errors _result _deadlines _trace"
+            "_receive _send _migration _capture _device _errors _result _deadlines"
+            " _trace"
         ),
         # Nothing below this line is imported from above it.
         "testing": May(

@@ -10,6 +10,7 @@ Wire-compatible with QEMU's multifd device state transfer.
 # _wire      bytes to packets and back; no I/O (S.. in its comments: see there)
 # _migration what a migration is in either direction: tasks, faults, an end
 # _receive   packets to devices: one task per connection, one per device
+# _send      devices to packets: one task per device, one per connection
 # _device    the devices: the only place with file descriptors and threads
 # _capture   recorded migrations
 # _cli       the command
@@ -20,8 +21,11 @@ from __future__ import annotations
 from ._deadlines import Deadlines as Deadlines
 from ._device import (
     FdDevice as FdDevice,
+    FdSource as FdSource,
     FileDevice as FileDevice,
+    FileSource as FileSource,
     NullDevice as NullDevice,
+    NullSource as NullSource,
     SnapshotDirectory as SnapshotDirectory,
 )
 from ._device._port import (
@@ -32,6 +36,7 @@ from ._device._port import (
 from ._errors import (
     ConnectionLost as ConnectionLost,
     DeadlineExceeded as DeadlineExceeded,
+    DestinationFailed as DestinationFailed,
     DeviceError as DeviceError,
     MigrationFailed as MigrationFailed,
     PeerProtocolError as PeerProtocolError,
@@ -48,5 +53,9 @@ from ._result import (
     DeviceState as DeviceState,
     MigrationResult as MigrationResult,
     SessionState as SessionState,
+)
+from ._send._outgoing import (
+    Outgoing as Outgoing,
+    open_outgoing as open_outgoing,
 )
 from ._trace import TraceEvent as TraceEvent

@@ -5,6 +5,7 @@
     TrioVfioError
     ├── PeerProtocolError      the peer: bytes that break the protocol
     ├── ConnectionLost         the network, or a peer that left early
+    ├── DestinationFailed      the destination: it says so itself
     ├── DeadlineExceeded       nobody in particular: it took too long
     └── DeviceError            the device: it refused its state, or failed
 
@@ -82,6 +83,16 @@ class ConnectionLost(TrioVfioError):
         return f"{self.channel}: {self.reason}"
 
 
+class DestinationFailed(TrioVfioError):
+    """The destination has said that it could not load the devices (``SHUT(1)``).
+
+    It does not say why; its own log does.
+    """
+
+    def __str__(self) -> str:
+        return "the destination says that the migration failed"
+
+
 class DeadlineExceeded(TrioVfioError):
     """One of the session's `Deadlines` passed.
 
@@ -113,11 +124,12 @@ class DeviceError(TrioVfioError):
 
     .. attribute:: operation
 
-       The call that failed: begin, write, load_config, finish or abort.
+       The call that failed: begin, write, load_config, finish or abort; at a source
+       begin, pending, read, stop, config, finish or abort.
 
     .. attribute:: idx
 
-       The buffer that was being written; None outside of one, and for
+       The buffer that was being written or read; None outside of one, and for
        pre-copy data, which has no index.
 
     .. attribute:: offset

@@ -14,12 +14,14 @@ class DeviceState(enum.Enum):
     """Announced or expected; nothing was written to it."""
     PRECOPY = "precopy"
     """Takes data while the source's guest still runs."""
+    SAVING = "saving"
+    """At the source: stands still; the rest of its data and its config is read."""
     LOADING = "loading"
-    """Switchover has begun; takes the rest of its data and its config."""
+    """At the destination: takes the rest of its data and its config."""
     COMPLETED = "completed"
-    """Has accepted its whole state."""
+    """Has accepted its whole state; at the source, was let go of."""
     FAILED = "failed"
-    """Was aborted, or never got its whole state."""
+    """Was aborted, or never got its whole state; at the source, runs again."""
 
 
 class SessionState(enum.Enum):

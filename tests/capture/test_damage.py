@@ -11,8 +11,10 @@ import pytest
 
 from trio_vfio._capture._report import CaptureReport, inspect_capture
 from trio_vfio._wire._main_encode import encode_data
+from trio_vfio._wire._main_events import Section
 from trio_vfio._wire._vfio_section import encode_config
 
+from ..streams import stream_of_all
 from .build import (
     BLOB,
     IDSTR,
@@ -67,6 +69,27 @@ def test_old_machine_without_switchover_start(tmp_path: Path) -> None:
     assert report.status == "complete"
     (device,) = report.devices
     assert (device.precopy_bytes, device.data_bytes, device.buffers) == (6, 11, 1)
+
+
+def test_machine_with_more_than_ram(tmp_path: Path) -> None:
+    """All its sections are listed in their order, and only the device is one."""
+    stream = stream_of_all()
+    report = inspect(
+        tmp_path, [packet(0, b"after"), config_packet(1)], main=bytes(stream.data)
+    )
+    assert (report.status, report.errors) == ("complete", ())
+    assert [device.idstr for device in report.devices] == [IDSTR]
+    sections = [event for event in stream.events if isinstance(event, Section)]
+    assert [
+        (record.kind, record.idstr, record.offset)
+        for record in report.main
+        if record.idstr is not None
+    ] == [(each.type.name.lower(), each.idstr, each.offset) for each in sections]
+    assert [record.what for record in report.main if record.kind == "full"] == [
+        "0000:00:07.0/virtio-mem-device-early",
+        "timer",
+        IDSTR,
+    ]
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def capture(tmp_path: Path) -> Path:
         (["receive", "tcp::0", "--device", "a=file:"], "'file:' is no device"),
         (
             ["receive", "tcp::0", "--device", "a=vfio:x"],
-            "'vfio:x' is no device; known are file:PATH and null:",
+            "'vfio:x' is no device; known are file:PATH, fd:N and null:",
         ),
         (
             ["receive", "tcp::0", "--into", "d", "--silence", "0"],
@@ -69,6 +69,26 @@ def capture(tmp_path: Path) -> Path:
         ),
         (["receive", "udp::0", "--into", "d"], "is not tcp:HOST:PORT or unix:PATH"),
         (["receive", "tcp:::0", "--into", "d"], "an IPv6 host goes in brackets"),
+        (["receive", "tcp::0", "--device", "a/vfio=fd:x"], "'fd:x' is no device"),
+        (["send", "tcp::0"], "give either --device, once or more, or --from"),
+        (["send", "tcp::0", "--from", "{tmp}", "--device", "a/vfio=null:"], "either"),
+        (["send", "tcp::0", "--from", "/no/such"], "'/no/such' does not exist"),
+        (
+            ["send", "tcp::0", *["--device", "a/vfio=null:"] * 2],
+            "two --device of one name",
+        ),
+        (["send", "tcp::0", "--device", "a=null:"], "'a' is no VFIO device's idstr"),
+        (["send", "tcp::0", "--device", "a/vfio=null:x"], "'x' is no size"),
+        (
+            ["send", "tcp::0", "--device", "a/vfio=fd:-1"],
+            "'fd:-1' is no device; known are file:PATH, fd:N, null: and null:SIZE",
+        ),
+        (["send", "udp:x", "--device", "a/vfio=null:"], "is not tcp:HOST:PORT or"),
+        (["send", "tcp::0", "--channels", "0"], "not in the range 1<=x<=255"),
+        (
+            ["send", "tcp::0", "--device", "a/vfio=null:", "--machine", ""],
+            "'' is no machine type",
+        ),
     ],
 )
 def test_usage_errors(
@@ -84,7 +104,9 @@ def test_usage_errors(
     assert error.replace("{tmp}", str(tmp_path)) in captured.err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["receive", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["-h"], ["receive", "--help"], ["send", "-h"]]
+)
 def test_help(arguments: list[str], capsys: Captured) -> None:
     assert run_command(arguments) == 0
     assert "Usage: trio-vfio" in capsys.readouterr().out

@@ -30,7 +30,7 @@ from trio_vfio._wire._main_events import CommandType
 from trio_vfio._wire._return_path import pong, shut
 
 from ..capture.build import IDSTR, SWITCHOVER, channel, config_packet, main_stream
-from ..captures_data import CaptureFiles, capture
+from ..captures_data import PADDED, CaptureFiles, capture
 
 OPEN_RETURN_PATH = encode_command(CommandType.OPEN_RETURN_PATH)
 PING = encode_command(CommandType.PING, bytes(4))
@@ -71,7 +71,9 @@ class Running:
 
 
 @asynccontextmanager
-async def running(*arguments: str, **env: str) -> AsyncGenerator[Running, None]:
+async def running(
+    *arguments: str, pass_fds: tuple[int, ...] = (), **env: str
+) -> AsyncGenerator[Running, None]:
     """Run the command; it has to end by itself."""
 
     async def read(running: Running) -> None:
@@ -95,6 +97,7 @@ async def running(*arguments: str, **env: str) -> AsyncGenerator[Running, None]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         check=False,
+        pass_fds=pass_fds,
         env={**os.environ, **env},
     )
     with trio.fail_after(40):
@@ -104,7 +107,7 @@ async def running(*arguments: str, **env: str) -> AsyncGenerator[Running, None]:
             yield running
 
 
-@pytest.mark.parametrize("name", ["demo", "b-2dev-4ch-proxy", "c-1dev-main-mute"])
+@pytest.mark.parametrize("name", [PADDED, "b-2dev-4ch-proxy", "c-1dev-main-mute"])
 async def test_receive_into_a_snapshot(name: str, tmp_path: Path) -> None:
     """What a real QEMU sent is on disk, and the source heard what it then heard."""
     files = capture(name)
@@ -206,6 +209,85 @@ async def test_receive_what_is_cut(tmp_path: Path) -> None:
     assert names(into) == []
 
 
+@pytest.mark.parametrize("return_path", [True, False])
+async def test_send_to_receive(return_path: bool, tmp_path: Path) -> None:
+    """From files into a snapshot, and from that into files."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.write_bytes(os.urandom(3_000_000))
+    second.write_bytes(b"")
+    (tmp_path / "second.config").write_bytes(b"registers")
+    devices = [f"--device=a/vfio=file:{first}", f"--device=b/vfio=file:{second}"]
+    path = tmp_path / "snapshot"
+    options = ["--channels=3", "--precopy=1MiB", "--machine=pc-q35-10.0"]
+    if not return_path:
+        options.append("--no-return-path")
+    sent, received = await _send(devices + options, [f"--into={path}"])
+    assert (sent["status"], received["status"]) == ("completed", "completed")
+    for ours, theirs, file in zip(
+        sent["devices"], received["devices"], [first, second], strict=True
+    ):
+        assert ours["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+        same = ["idstr", "sha256", "config_sha256", "precopy_bytes", "data_bytes"]
+        assert [ours[name] for name in same] == [theirs[name] for name in same]
+    assert sent["channels"] == received["channels"]
+    copies = [tmp_path / "third", tmp_path / "fourth"]
+    devices = [f"--device={x}/vfio=file:{c}" for x, c in zip("ab", copies, strict=True)]
+    sent, received = await _send([f"--from={path}"], devices)
+    assert (sent["status"], received["status"]) == ("completed", "completed")
+    assert copies[0].read_bytes() == first.read_bytes()
+    assert (tmp_path / "fourth.config").read_bytes() == b"registers"
+
+
+async def _send(
+    source: list[str], destination: list[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    async with running("receive", "tcp:127.0.0.1:0", "--json", *destination) as there:
+        address = await there.address()
+        async with running("send", address, "--json", *source) as here:
+            pass
+    assert (here.process.returncode, here.lines) == (0, [])
+    assert there.process.returncode == 0
+    return here.result, there.result
+
+
+async def test_nobody_listens(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    async with running(
+        "send", f"unix:{path}", "--device=a/vfio=null:", "--json"
+    ) as run:
+        pass
+    assert run.process.returncode == 1
+    error = f"ENOENT: No such file or directory: unix:{path}"
+    assert run.lines == [f"trio-vfio: error: {error}"]
+    assert (run.result["status"], run.result["errors"]) == ("failed", [error])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_send_cancelled(number: signal.Signals, tmp_path: Path) -> None:
+    """The destination fails, and the source says that it was cancelled."""
+    read_end, write_end = os.pipe()
+    into = tmp_path / "snapshot"
+    async with running(
+        "receive", "tcp:127.0.0.1:0", "--json", f"--into={into}"
+    ) as there:
+        address = await there.address()
+        # A device that never comes to its end.
+        arguments = [address, f"--device=a/vfio=fd:{read_end}", "--json"]
+        async with running("send", *arguments, pass_fds=(read_end,)) as here:
+            os.write(write_end, b"state")
+            while not list(into.glob("*.part")):  # noqa: ASYNC110
+                await trio.sleep(0.005)
+            here.process.send_signal(number)
+    os.close(read_end)
+    os.close(write_end)
+    assert here.process.returncode == 128 + number
+    assert here.result["status"] == "cancelled"
+    assert here.lines == [f"trio-vfio: error: cancelled by {number.name}"]
+    assert there.process.returncode == 1
+    assert len([line for line in there.lines if "error" in line]) == 1
+    assert names(into) == []
+
+
 async def test_port_is_taken() -> None:
     """What could not even begin has a result, too."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -255,30 +337,32 @@ async def test_cancelled_while_loading(tmp_path: Path) -> None:
     assert names(into) == []
 
 
-async def test_demo(tmp_path: Path) -> None:
+async def test_demo() -> None:
     """One command, from which a newcomer sees that it works."""
-    async with running("demo", TMPDIR=str(tmp_path)) as run:
+    async with running("demo") as run:
         pass
     assert (run.process.returncode, run.stderr) == (0, b"")
     text = run.stdout.decode()
-    (row,) = (line.split() for line in text.splitlines() if IDSTR in line)
-    assert row[:3] == [IDSTR, "4194364", "5"]
-    assert row[-2:] == ["e7c273ab...", "yes"]
+    rows = [line.split() for line in text.splitlines() if "/vfio" in line]
+    assert [row[0] for row in rows] == [f"0000:00:0{slot}.0/vfio" for slot in "4567"]
+    for row in rows:
+        assert row[1:4] == [str(64 << 20), str(16 << 20), "48"]
+        assert row[-1] == "yes"
     assert "switchover: " in text
-    assert names(tmp_path) == []
+    assert "throughput: 256 MiB at " in text
 
 
-async def test_demo_cancelled(tmp_path: Path) -> None:
-    """No process and no file is left."""
-    async with running("demo", TMPDIR=str(tmp_path)) as run:
+async def test_demo_cancelled() -> None:
+    """No process is left."""
+    mine = f"TRIO_VFIO_TEST={os.getpid()}"
+    async with running("demo", TRIO_VFIO_TEST=str(os.getpid())) as run:
         # There is no other way to know.
-        while not _processes_with(str(tmp_path)):  # noqa: ASYNC110
+        while len(_processes_with(mine)) < 2:  # noqa: ASYNC110
             await trio.sleep(0.005)
         run.process.send_signal(signal.SIGINT)
     assert run.process.returncode == 130
     assert run.lines == ["trio-vfio: error: cancelled by SIGINT"]
-    assert names(tmp_path) == []
-    assert _processes_with(str(tmp_path)) == []
+    assert _processes_with(mine) == []
 
 
 def names(directory: Path) -> list[str]:
@@ -286,12 +370,12 @@ def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-def _processes_with(argument: str) -> list[Path]:
-    """Return the processes with *argument* in their command line."""
+def _processes_with(variable: str) -> list[Path]:
+    """Return the processes with *variable* in their environment."""
     found: list[Path] = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob("[0-9]*/environ"):
         try:
-            if argument.encode() in path.read_bytes():
+            if variable.encode() in path.read_bytes().split(b"\0"):
                 found.append(path)
         except OSError:
             continue

@@ -8,10 +8,13 @@ import pytest
 import trio
 import trio.testing
 
-from trio_vfio import open_incoming
+from trio_vfio import open_incoming, open_outgoing
 from trio_vfio._cli._progress import render, show_progress
 from trio_vfio._cli._tables import console
 from trio_vfio._device import NullDevice
+from trio_vfio.testing import SimulatedDevice, SimulatedSource, link
+
+MIB = 1 << 20
 
 
 class Terminal(io.StringIO):
@@ -29,7 +32,7 @@ async def test_render() -> None:
     ) as incoming:
         incoming.devices["[red]a/vfio"].waiting_for = 7
         console(out).print(render(incoming, 1.5 * (1 << 20)))
-    for text in ("[red]a/vfio", "idx 7", "setup: 1.5 MiB/s"):
+    for text in ("[red]a/vfio", "idx 7", "setup: 0.0 MiB, 1.5 MiB/s"):
         assert text in out.getvalue()
 
 
@@ -45,9 +48,33 @@ async def test_at_a_terminal(
     assert terminal.getvalue().count("a/vfio") >= 4
 
 
-async def test_not_at_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    """A log file gets no such thing."""
-    async with open_incoming("tcp:127.0.0.1:0", {"a/vfio": NullDevice()}) as incoming:
-        with trio.testing.assert_no_checkpoints():
+async def test_not_at_a_terminal(
+    autojump_clock: trio.testing.MockClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A log gets a line for each second."""
+    async with open_incoming(
+        "tcp:127.0.0.1:0", {"a\x1b/vfio": NullDevice()}
+    ) as incoming:
+        with trio.move_on_after(2.5):
             await show_progress(incoming)
-    assert capsys.readouterr().err == ""
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["0 s: setup: 0.0 MiB, 0.0 MiB/s; no main channel has come"] * 2
+
+
+async def test_the_lines_of_a_source(
+    autojump_clock: trio.testing.MockClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it waits for, what it has sent, and how fast."""
+    source = SimulatedSource(size=3 * MIB, initial_bytes=MIB, seconds_per_mib=1.25)
+    here, there = link()
+    async with open_incoming(there, {"a/vfio": SimulatedDevice()}):
+        async with open_outgoing(here, {"a/vfio": source}) as outgoing:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(show_progress, outgoing)
+                await outgoing.migrate()
+                nursery.cancel_scope.cancel()
+    assert capsys.readouterr().err.splitlines() == [
+        "1 s: active: 0.0 MiB, 0.0 MiB/s; waiting for a/vfio: read to end",
+        "2 s: device: 1.0 MiB, 1.0 MiB/s; waiting for a/vfio: read to end",
+        "3 s: device: 2.0 MiB, 1.0 MiB/s; waiting for a/vfio: read to end",
+    ]

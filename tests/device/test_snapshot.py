@@ -8,7 +8,6 @@ import json
 import os
 import stat
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,11 +16,11 @@ import trio
 from hypothesis import given, strategies as st
 from trio.testing import wait_all_tasks_blocked
 
-from trio_vfio import DeviceResult, DeviceState, MigrationResult, SessionState
-from trio_vfio._device import FileDevice, SnapshotDirectory, _files, _snapshot
+from trio_vfio import DeviceState
+from trio_vfio._device import SnapshotDirectory, _files, _snapshot
 from trio_vfio._device._snapshot import data_name
 
-A, B = "0000:00:04.0/vfio", "0000:00:05.0/vfio"
+from .snapshots import A, B, load, result_of
 
 # What a source may send, and beyond it what a caller may.
 idstrs = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=255)
@@ -67,51 +66,6 @@ def test_a_name_can_be_read(idstr: str, start: str) -> None:
     name = data_name(idstr, 0)
     assert name.startswith(start)
     assert name != data_name(idstr, 1)
-
-
-def views(*buffers: bytes) -> Iterator[memoryview]:
-    return iter([memoryview(buffer) for buffer in buffers])
-
-
-def result_of(
-    *devices: tuple[str, bytes, bytes | None], status: str = "completed"
-) -> MigrationResult:
-    """Return the result of a migration of devices with that data and config."""
-    return MigrationResult(
-        status=SessionState.DEVICE.value,
-        errors=(),
-        devices=tuple(
-            DeviceResult(
-                idstr=idstr,
-                instance_id=0,
-                status=status,
-                transfer="multifd",
-                errors=(),
-                precopy_bytes=0,
-                data_bytes=len(data),
-                buffers=1,
-                sha256=hashlib.sha256(data).hexdigest(),
-                config_bytes=None if config is None else len(config),
-                config_sha256=None
-                if config is None
-                else hashlib.sha256(config).hexdigest(),
-                starved=0,
-                seconds=1.0,
-            )
-            for idstr, data, config in devices
-        ),
-        channels=(),
-        switchover_seconds=1.0,
-        seconds=1.0,
-    )
-
-
-async def load(device: FileDevice, data: bytes, config: bytes | None) -> None:
-    await device.begin()
-    await device.write(views(data))
-    if config is not None:
-        await device.load_config(config)
-    await device.finish()
 
 
 def names(directory: Path) -> set[str]:

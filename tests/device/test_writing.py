@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from trio_vfio._device import _writing
+from trio_vfio._device import _waiting, _writing
 from trio_vfio._device._writing import write_buffers
 
 MIB = 1024 * 1024
@@ -121,7 +121,7 @@ def test_a_full_pipe_is_waited_for_and_checked_meanwhile(
     monkeypatch: pytest.MonkeyPatch, full_pipe: tuple[int, int]
 ) -> None:
     """A thread in there hears of a cancel or an abort: it is not in poll() for good."""
-    monkeypatch.setattr(_writing, "LOOK_UP", 0.001)
+    monkeypatch.setattr(_waiting, "LOOK_UP", 0.001)
     with pytest.raises(EnoughError):
         write_buffers(full_pipe[1], views(b"abc"), checks(5))
 
@@ -129,7 +129,7 @@ def test_a_full_pipe_is_waited_for_and_checked_meanwhile(
 def test_a_full_pipe_is_gone_on_with_once_it_has_room(
     monkeypatch: pytest.MonkeyPatch, full_pipe: tuple[int, int]
 ) -> None:
-    monkeypatch.setattr(_writing, "LOOK_UP", 0.001)
+    monkeypatch.setattr(_waiting, "LOOK_UP", 0.001)
     reader, writer = full_pipe
     calls = 0
 
@@ -147,7 +147,7 @@ def test_a_reader_that_goes_away_ends_the_wait(
     monkeypatch: pytest.MonkeyPatch, full_pipe: tuple[int, int]
 ) -> None:
     """POLLERR leads to a write, which raises what is wrong."""
-    monkeypatch.setattr(_writing, "LOOK_UP", 0.001)
+    monkeypatch.setattr(_waiting, "LOOK_UP", 0.001)
     reader, writer = full_pipe
     calls = 0
 
@@ -177,7 +177,7 @@ def test_a_poll_that_promises_too_much_costs_no_processor_time(
         return os.write(fd, data)
 
     monkeypatch.setattr(_writing, "os", SimpleNamespace(write=write))
-    monkeypatch.setattr(_writing, "time", SimpleNamespace(sleep=pauses.append))
+    monkeypatch.setattr(_waiting, "time", SimpleNamespace(sleep=pauses.append))
     write_buffers(memfd, views(b"abc"), never)
     assert os.pread(memfd, 100, 0) == b"abc"
     assert len(pauses) == 2

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from trio_vfio._receive._ack import SwitchoverAck, acks_once
+from trio_vfio._receive._ack import SwitchoverAck
+from trio_vfio._wire._machine import acks_once
 
 
 @pytest.mark.parametrize(

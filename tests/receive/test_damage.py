@@ -23,7 +23,7 @@ from trio_vfio._link._address import connect, parse_address
 from trio_vfio._wire._return_path import ReturnPathDecoder
 from trio_vfio.testing import SimulatedDevice
 
-from ..captures_data import capture
+from ..captures_data import PADDED, capture
 
 DEVICE = "0000:00:04.0/vfio"
 Damage = Callable[[Path], None]
@@ -44,7 +44,7 @@ def header_byte(at: int) -> Damage:
     """Change one byte of the header of the packet with index 2."""
     (packet,) = [
         each
-        for each in inspect_capture(capture("demo").directory).packets
+        for each in inspect_capture(capture(PADDED).directory).packets
         if each.idx == 2
     ]
     return change(f"multifd{packet.channel}.bin", packet.offset + at, 0x15)
@@ -115,7 +115,7 @@ async def test_what_is_damaged_fails(
     damage: Damage, words: str, tmp_path: Path
 ) -> None:
     directory = tmp_path / "capture"
-    shutil.copytree(capture("demo").directory, directory)
+    shutil.copytree(capture(PADDED).directory, directory)
     damage(directory)
     heard: list[bytes] = []
     device = SimulatedDevice()
@@ -141,7 +141,7 @@ async def test_what_is_damaged_fails(
 
 
 async def test_garbage_on_one_more_connection_does_no_harm() -> None:
-    files = capture("demo")
+    files = capture(PADDED)
     device = SimulatedDevice()
 
     async def source(address: str) -> None:

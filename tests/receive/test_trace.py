@@ -102,8 +102,7 @@ def starting(lines: list[str], *names: str) -> list[str]:
 
 def test_what_was_recorded() -> None:
     assert {files.name[:3] for files in RECORDED} == {
-        *("b-2", "c-1", "d-1", "f-1", "v11"),
-        "dem",  # p-1dev-4ch-pad4M-rp-proxy
+        *("b-2", "c-1", "d-1", "f-1", "p-1", "v11")
     }
 
 

@@ -193,8 +193,8 @@ SECTIONS = [
     Refusal(
         "iterable section of unknown layout",
         HEADER,
-        header_of(Handler(2, "dirty-bitmap"), SectionType.START),
-        ("'dirty-bitmap'",),
+        header_of(Handler(2, "block"), SectionType.START),
+        ("iterable", "'block'"),
     ),
     Refusal(
         "name that only ends like a device's",
@@ -206,6 +206,12 @@ SECTIONS = [
         "VFIO of another version",
         HEADER,
         header_of(Handler(42, IDSTR, 0, 2), SectionType.START),
+        (IDSTR, "version 2"),
+    ),
+    Refusal(
+        "FULL of another version",
+        _ENDED,
+        header_of(Handler(42, IDSTR, 0, 2), SectionType.FULL),
         (IDSTR, "version 2"),
     ),
     Refusal(
@@ -301,8 +307,8 @@ SECTIONS = [
     Refusal(
         "early FULL that has no length",
         _STARTED,
-        Handler(9, "0000:00:07.0/virtio-mem-device-early").full(bytes(44)),
-        ("early", "'0000:00:07.0/virtio-mem-device-early'"),
+        Handler(9, "0000:00:07.0/virtio-net").full(bytes(44)),
+        ("early", "'0000:00:07.0/virtio-net'"),
     ),
     Refusal(
         "footer of another section",

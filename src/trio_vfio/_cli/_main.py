@@ -18,6 +18,7 @@ from ._inspect import inspect
 from ._options import traceback_option
 from ._plain import Settings, show_error
 from ._receive import receive
+from ._send import send
 from ._version import version
 
 
@@ -27,11 +28,12 @@ from ._version import version
 @click.version_option(version(), message="%(prog)s %(version)s")
 @traceback_option
 def group() -> None:
-    """Receive the state of VFIO devices from a QEMU migration."""
+    """Migrate VFIO devices, from and to QEMU and each other."""
 
 
 group.add_command(demo)
 group.add_command(receive)
+group.add_command(send)
 group.add_command(inspect)
 
 

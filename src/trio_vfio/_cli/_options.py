@@ -5,18 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 
-from .. import StateSink
-from .._device import FileDevice, NullDevice
 from ._plain import Settings
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _UNITS: Final = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-_KNOWN_DEVICES: Final = "file:PATH and null:"
 
 
 def _set_traceback(ctx: click.Context, _: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's
@@ -84,25 +80,3 @@ class PageSize(Size):
         if size not in (1 << bits for bits in range(10, 17)):
             self.fail(f"{value!r} is no power of 2 from 1KiB to 64KiB.", param, ctx)
         return size
-
-
-class DeviceArgument(click.ParamType[tuple[str, StateSink]]):
-    """A device of the stream, and where its state goes: ``IDSTR=DEV``."""
-
-    name = "idstr=dev"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, StateSink]:
-        """Parse *value*. Opens nothing."""
-        idstr, equals, where = str(value).partition("=")
-        kind, colon, rest = where.partition(":")
-        if not (idstr and equals and colon):
-            self.fail(f"{value!r} is not IDSTR=DEV.", param, ctx)
-        if kind == "file" and rest:
-            return idstr, FileDevice(Path(rest))
-        if kind == "null" and not rest:
-            return idstr, NullDevice()
-        return self.fail(
-            f"{where!r} is no device; known are {_KNOWN_DEVICES}.", param, ctx
-        )

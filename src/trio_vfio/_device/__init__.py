@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from ._fd import FdDevice as FdDevice
+from ._fd_source import FdSource as FdSource
 from ._file import FileDevice as FileDevice
+from ._file_source import FileSource as FileSource
 from ._null import NullDevice as NullDevice
+from ._null_source import NullSource as NullSource
 from ._snapshot import SnapshotDirectory as SnapshotDirectory

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import final
 
 import attrs
 import trio
 
+from ._lent import LentDescriptor
 from ._worker import Worker
 from ._writing import write_buffers
 
@@ -29,14 +29,13 @@ class FdDevice:
       precopy: whether data comes before switchover; None if that is not known.
     """
 
-    _fd: int = attrs.field(alias="fd")
+    _lent: LentDescriptor = attrs.field(alias="fd", converter=LentDescriptor)
     precopy: bool | None = attrs.field(default=None, kw_only=True)
     """Whether the device takes data before switchover; None if it cannot say."""
 
     config: bytes | None = attrs.field(default=None, init=False)
     """The config blob, once it has come."""
     _worker: Worker = attrs.field(factory=Worker, init=False)
-    _was_blocking: bool = attrs.field(default=False, init=False)
 
     async def begin(self) -> None:
         """Make the descriptor non-blocking.
@@ -47,10 +46,7 @@ class FdDevice:
           OSError: if it is no open descriptor.
         """
         await trio.lowlevel.checkpoint()
-        # A thread inside of a blocking write() could not be told to leave.
-        was_blocking = os.get_blocking(self._fd)
-        os.set_blocking(self._fd, False)
-        self._was_blocking = was_blocking
+        self._lent.take()
 
     async def write(self, buffers: Iterator[memoryview]) -> None:
         """Write all of *buffers*, in a worker thread.
@@ -62,7 +58,9 @@ class FdDevice:
           OSError: if a write fails or accepts nothing; the text says how much of
             the buffer was written. ECANCELED if the device was aborted.
         """
-        await self._worker.run(write_buffers, self._fd, buffers, self._worker.check)
+        await self._worker.run(
+            write_buffers, self._lent.fd, buffers, self._worker.check
+        )
 
     async def load_config(self, blob: bytes) -> None:
         """Keep *blob* in `config`. If cancelled, it is not kept."""
@@ -78,7 +76,7 @@ class FdDevice:
           OSError: if the descriptor was closed.
         """
         await trio.lowlevel.checkpoint()
-        self._restore()
+        self._lent.give_back()
 
     async def abort(self) -> None:
         """End a write that is under way, and make the descriptor blocking again.
@@ -93,9 +91,4 @@ class FdDevice:
         self._worker.stop()
         # Not before: the thread would be caught in its next write().
         await self._worker.wait_idle()
-        self._restore()
-
-    def _restore(self) -> None:
-        if self._was_blocking:
-            os.set_blocking(self._fd, True)
-            self._was_blocking = False
+        self._lent.give_back()

@@ -10,16 +10,12 @@ from typing import Final, final
 
 import attrs
 
-from ._files import create, sync_directory, write_file
+from ._files import beside, create, sync_directory, write_file
 from ._worker import Worker
 from ._writing import write_buffers
 
 # In place of a descriptor. System calls refuse it.
 _CLOSED: Final = -1
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name + suffix)
 
 
 @final
@@ -58,7 +54,7 @@ class FileDevice:
     @property
     def config_path(self) -> Path:
         """Where the config blob is after `finish`, if one came."""
-        return _beside(self.path, ".config")
+        return beside(self.path, ".config")
 
     async def begin(self) -> None:
         """Open the data file under its temporary name.
@@ -124,11 +120,11 @@ class FileDevice:
 
     @property
     def _data_part(self) -> Path:
-        return _beside(self.path, ".part")
+        return beside(self.path, ".part")
 
     @property
     def _config_part(self) -> Path:
-        return _beside(self.config_path, ".part")
+        return beside(self.config_path, ".part")
 
     def _open(self) -> None:
         if self._before_open is not None:

@@ -88,10 +88,11 @@ class Pending:
 class StateSource(Protocol):
     """A device that gives its migration state.
 
-    The session calls `begin` once. If that says so, pre-copy follows: `pending`
-    and `read_into`, any number of times. Then `stop` once, `read_into` until it
-    says that this was all, `config` once, and, when the destination has accepted
-    everything, `finish` once. There are never two of them at a time.
+    The session calls `begin` once, and then `pending` any number of times. If
+    `begin` says so, pre-copy follows: `read_into`, any number of times. Then `stop`
+    once, `read_into` until it says that this was all, `config` once, and, when the
+    destination has accepted everything, `finish` once. There are never two of them
+    at a time.
 
     Only `abort` may come at any time after `begin` was called, also while another
     call is under way. It comes at most once, and nothing comes after it. A session

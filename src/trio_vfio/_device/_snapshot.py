@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import re
 import threading
 from pathlib import Path
-from typing import Final, TypeAlias, final
+from typing import Final, final
 
 import attrs
 
 from .._errors import device_name
 from .._result import DeviceResult, DeviceState, MigrationResult
 from ._file import FileDevice
+from ._file_source import FileSource
 from ._files import sync_directory, write_file
+from ._manifest import MANIFEST, Entry, encode_manifest, read_manifest
 from ._worker import Worker
-
-MANIFEST: Final = "manifest.json"
-
-Entry: TypeAlias = dict[str, str | int | None]
 
 # Cut off long before the 255 bytes that a file system takes, to leave room for
 # the hash and the suffixes.
@@ -55,6 +52,8 @@ class SnapshotDirectory:
     device removes the manifest of this one. So if there is a manifest, it
     describes a whole snapshot. Data of an earlier one is replaced device by
     device; files of devices that did not come again stay.
+
+    `sources` is the way back: it reads the manifest of a snapshot that is there.
     """
 
     path: Path = attrs.field(converter=Path, on_setattr=attrs.setters.frozen)
@@ -109,6 +108,27 @@ class SnapshotDirectory:
             entries.append(_entry(name, device))
         await Worker().run(self._write_manifest, entries)
 
+    async def sources(self) -> dict[tuple[str, int], FileSource]:
+        """Return sources of the devices of a whole snapshot, as its manifest has them.
+
+        They are in its order, by idstr and instance. Only the manifest is read:
+        each source checks in `begin` whether its files have the sizes, and later
+        whether they have the digests, that it says.
+
+        The snapshot may be anybody's: no file outside of the directory is opened,
+        also not by a symbolic link in it.
+
+        Raises:
+          OSError: if there is no manifest, or it cannot be read.
+          ValueError: if it is larger than 1 MiB, of an unknown format, or
+            wrong in any other way; says where it is and what is wrong.
+        """
+        entries = await Worker().run(read_manifest, self.path)
+        return {
+            (entry.idstr, entry.instance_id): _source(self.path, entry)
+            for entry in entries
+        }
+
     # What follows runs in worker threads.
 
     def _prepare(self) -> None:
@@ -123,13 +143,12 @@ class SnapshotDirectory:
     def _write_manifest(self, entries: list[Entry]) -> None:
         # A migration may well be complete without a device.
         self._prepare()
-        text = json.dumps({"format": 1, "devices": entries}, indent=2) + "\n"
         part = self.path / f"{MANIFEST}.part"
         with self._lock:
             if self._aborted:
                 raise OSError(errno.ECANCELED, "a device of the snapshot was aborted")
             try:
-                write_file(part, text.encode("ascii"))
+                write_file(part, encode_manifest(entries))
                 part.replace(self.path / MANIFEST)
                 sync_directory(self.path)
             except BaseException:
@@ -148,13 +167,24 @@ class SnapshotDirectory:
 
 def _entry(name: str, device: DeviceResult) -> Entry:
     has_config = device.config_bytes is not None
-    return {
-        "idstr": device.idstr,
-        "instance_id": device.instance_id,
-        "data": name,
-        "config": f"{name}.config" if has_config else None,
-        "data_bytes": device.data_bytes,
-        "sha256": device.sha256,
-        "config_bytes": device.config_bytes,
-        "config_sha256": device.config_sha256,
-    }
+    return Entry(
+        idstr=device.idstr,
+        instance_id=device.instance_id,
+        data=name,
+        config=f"{name}.config" if has_config else None,
+        data_bytes=device.data_bytes,
+        sha256=device.sha256,
+        config_bytes=device.config_bytes,
+        config_sha256=device.config_sha256,
+    )
+
+
+def _source(directory: Path, entry: Entry) -> FileSource:
+    return FileSource(
+        directory / entry.data,
+        size=entry.data_bytes,
+        sha256=entry.sha256,
+        config_size=entry.config_bytes or 0,
+        config_sha256=entry.config_sha256,
+        follow_links=False,
+    )

@@ -5,16 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import select
-import time
 from collections.abc import Callable, Iterator
-from typing import Final
 
-# How long a thread stays in poll() before it looks up, in seconds: neither a
-# cancel nor an abort reaches it in there.
-LOOK_UP: Final = 0.1
-
-# How long to wait where poll() says that there is room and write() does not.
-_PAUSE: Final = 0.001
+from ._waiting import wait_ready, with_progress
 
 
 def write_buffers(
@@ -45,30 +38,14 @@ def _write_all(fd: int, buffer: memoryview, check: Callable[[], None]) -> None:
         try:
             count = os.write(fd, buffer[done:])
         except BlockingIOError:
-            if refused:
-                # Not every driver has a poll() that tells the truth.
-                time.sleep(_PAUSE)
+            wait_ready(fd, select.POLLOUT, check, again=refused)
             refused = True
-            _wait_for_room(fd, check)
             continue
         except OSError as error:
-            raise _with_progress(error, done, len(buffer)) from error
+            raise with_progress(error, done, len(buffer)) from error
         if count == 0:
             # Trying again, as QEMU 10 does, may go on for ever.
             nothing = OSError(errno.EIO, "the descriptor accepted 0 bytes")
-            raise _with_progress(nothing, done, len(buffer))
+            raise with_progress(nothing, done, len(buffer))
         done += count
         refused = False
-
-
-def _wait_for_room(fd: int, check: Callable[[], None]) -> None:
-    """Wait until *fd* has room, or an error for the next write to raise."""
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT)
-    while not poll.poll(LOOK_UP * 1000):
-        check()
-
-
-def _with_progress(error: OSError, done: int, size: int) -> OSError:
-    text = f"{error.strerror} (after {done} of {size} bytes of the buffer)"
-    return OSError(error.errno, text)

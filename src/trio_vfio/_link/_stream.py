@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import socket
+import struct
 from collections.abc import Sequence
-from typing import cast
+from contextlib import suppress
+from typing import Final, cast
 
 import trio
+
+# On, and no seconds: to close is to reset.
+_NO_LINGER: Final = struct.pack("ii", 1, 0)
+
+# Of a peer that does not answer, before it counts as gone.
+_PROBES: Final = 3
 
 
 async def fill(stream: trio.abc.ReceiveStream, buffers: Sequence[memoryview]) -> int:
@@ -33,6 +41,80 @@ async def fill(stream: trio.abc.ReceiveStream, buffers: Sequence[memoryview]) ->
     data = await stream.receive_some(len(target))
     target[: len(data)] = data
     return len(data)
+
+
+async def send_some(
+    stream: trio.abc.SendStream, buffers: Sequence[memoryview]
+) -> list[memoryview]:
+    """Send at least a byte of *buffers*, in order, and return what is left of them.
+
+    Plain sockets take as much of all of them as they have room for, with one
+    system call and no copy; any other stream takes the first that is not empty.
+
+    If cancelled on a plain socket, nothing was sent; else nobody knows what was.
+
+    Raises:
+      trio.BrokenResourceError: if the connection broke.
+      trio.ClosedResourceError: if the stream was closed on this side.
+    """
+    left = [buffer for buffer in buffers if buffer]
+    if isinstance(stream, trio.SocketStream) and hasattr(stream.socket, "sendmsg"):
+        try:
+            count = await stream.socket.sendmsg(left)
+        except OSError as error:
+            raise trio.BrokenResourceError(f"{error.strerror}") from error
+        while left and count >= len(left[0]):
+            count -= len(left.pop(0))
+        return [left[0][count:], *left[1:]] if left else []
+    await stream.send_all(left[0])
+    return left[1:]
+
+
+async def end(stream: trio.abc.Stream, *, close: bool) -> None:
+    """Say that nothing more will come, and keep listening where that is possible.
+
+    Where it is not: close the stream, or leave it as it is. A peer that has left
+    is no error.
+    """
+    try:
+        if isinstance(stream, trio.abc.HalfCloseableStream):
+            await stream.send_eof()
+        elif close:
+            await stream.aclose()
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        # To close is its right, too.
+        return
+
+
+async def reset(stream: trio.abc.Stream) -> None:
+    """Close *stream* at once, and let the peer know that this was no proper end.
+
+    What was sent and has not arrived is dropped, where the system can do that.
+    """
+    plain = plain_stream(stream)
+    if isinstance(plain, trio.SocketStream):
+        with suppress(OSError):
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    await trio.aclose_forcefully(stream)
+
+
+def keep_alive(stream: trio.abc.Stream, seconds: float) -> None:
+    """Let the system find out within about *seconds* if the peer's machine is gone.
+
+    That is where nothing is sent: a machine that answers may be silent as long as
+    it likes. For TCP, where the system can do that; else nobody can be gone.
+    """
+    if not isinstance(stream, trio.SocketStream):
+        return
+    if stream.socket.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):
+        wait = max(1, int(seconds / 2))
+        between = max(1, int(seconds / 2 / _PROBES))
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, wait)
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, between)
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
 
 
 async def receive_exactly(stream: trio.abc.ReceiveStream, count: int) -> bytes:

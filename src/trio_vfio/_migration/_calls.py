@@ -118,7 +118,7 @@ class DeviceCalls:
         return result
 
     def release(self) -> None:
-        """Keep what the device has taken: the session has succeeded."""
+        """Never abort the device: the migration has succeeded."""
         self._released.set()
 
     async def keep(self) -> None:
@@ -131,8 +131,9 @@ class DeviceCalls:
             await self._released.wait()
         except trio.Cancelled:
             with trio.CancelScope(shield=True):
-                if self.stop.last_word is not None:
-                    await self.stop.last_word.wait()
+                for event in (self.stop.last_word, self.stop.abort_after):
+                    if event is not None:
+                        await event.wait()
                 if not self._released.is_set():
                     self.position.stopping = True
                     await self._end()

@@ -114,11 +114,15 @@ class Migration(abc.ABC):
         if not self.stop.completed:
             self.stop.tasks.cancel(reason="the block was left before completion")
 
-    def complete(self) -> None:
-        """The migration has succeeded, and the other side knows it."""
+    def succeed(self) -> None:
+        """Both sides know that the destination has all devices: nothing can fail."""
         self.stop.succeed()
         for device in self.all_devices():
             device.calls.release()
+
+    def complete(self) -> None:
+        """The migration has succeeded, and nothing is left to do."""
+        self.succeed()
         self.enter(SessionState.COMPLETED)
         self.ended.set()
 

@@ -29,21 +29,24 @@ class DeviceProgress:
     transfer: str | None = attrs.field(default=None, init=False)
     """``multifd`` or ``main``: how data comes after switchover; None: not known."""
     precopy_bytes: int = attrs.field(default=0, init=False)
-    """Data before switchover that the device has taken, in bytes."""
+    """Data before switchover that the device has taken or given, in bytes."""
     buffers: int = attrs.field(default=0, init=False)
-    """Data packets taken, or blocks after switchover on the main channel."""
+    """Data packets taken or handed over, or blocks after switchover on main."""
     queued_bytes: int = attrs.field(default=0, init=False)
-    """Of packets that are arriving, waiting or being written."""
+    """Of packets that are arriving, waiting, or being written or sent."""
     waiting_for: int | None = attrs.field(default=None, init=False)
     """Index that its loader waits for; None: it does not wait."""
     starved: int = attrs.field(default=0, init=False)
     """How often its loader had to wait."""
+    expected_bytes: int | None = attrs.field(default=None, init=False)
+    """All data, as the device estimates it; None where nobody can know."""
     config_bytes: int | None = attrs.field(default=None, init=False)
-    """Size of the config blob; None before it was taken."""
+    """Size of the config blob; None before it was taken or given."""
     seconds: float | None = attrs.field(default=None, init=False)
-    """From the start of its loader to the device's acceptance; None before."""
+    """From the start of its loader to the device's acceptance, or from its stop to
+    when all was handed over; None before."""
 
     @property
     def data_bytes(self) -> int:
-        """All data that the device has taken, in bytes."""
+        """All data that the device has taken or given, in bytes."""
         return self._position.bytes

@@ -8,7 +8,7 @@ from typing import Final, final
 import attrs
 import trio
 
-from .._errors import TrioVfioError
+from .._errors import ConnectionLost, TrioVfioError
 
 log: Final = logging.getLogger("trio_vfio")
 
@@ -30,10 +30,19 @@ class Stop:
     cannot be. Meanwhile nobody knows whether it has let go of its devices, so
     neither a fault nor a cancel may make us drop them."""
 
+    abort_after: trio.Event | None = attrs.field(default=None, init=False)
+    """If there, no device is aborted before it is set: until then the other side may
+    still succeed, and then the devices are its own."""
+
     def fail(self, fault: TrioVfioError) -> None:
         """Record *fault* and cancel the session, if it has not succeeded."""
         if self.completed:
             log.info("after the migration: %s", fault)
+            return
+        ending = self.faults and self.tasks.cancel_called
+        if ending and isinstance(fault, ConnectionLost):
+            # Connections go down together, and the first to be noticed says it all.
+            log.info("after the first fault: %s", fault)
             return
         log.debug("fault: %s", fault)
         self.faults.append(fault)

@@ -13,19 +13,12 @@ QEMU: ``qemu_loadvm_state_switchover_ack_needed`` and
 
 from __future__ import annotations
 
-import re
 from typing import Final, final
 
 import attrs
 
 # The end of the second round over RAM: by then every device had its turn.
 _ROUNDS: Final = 2
-
-
-def acks_once(machine: str | None) -> bool:
-    """Whether *machine* is of a type whose source expects one ACK in all."""
-    found = re.search(r"-(\d+)\.(\d+)$", machine or "")
-    return found is not None and (int(found[1]), int(found[2])) < (11, 1)
 
 
 @final

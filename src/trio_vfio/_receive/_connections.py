@@ -87,7 +87,11 @@ class Connections:
             self.session.spawn(self._listen, listener)
         await self.session.ended.wait()
         with trio.move_on_after(LINGER):
-            await self._served.wait_value(0)
+            if self.session.was_told and self._main is not None:
+                # It closes all of them, and this one shows it.
+                await self._main.source_left.wait()
+            else:
+                await self._served.wait_value(0)
 
     async def close(self) -> None:
         """Close all connections that were accepted. Waits for no peer."""

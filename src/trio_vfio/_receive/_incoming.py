@@ -67,6 +67,10 @@ class Incoming:
         """Return how far it has come, in numbers."""
         return self._session.result()
 
+    def waiting_for(self) -> str:
+        """Say what has not come, for people to read."""
+        return self._session.router.waiting_for()
+
     async def wait_complete(self) -> MigrationResult:
         """Wait until all devices are loaded and the source knows.
 

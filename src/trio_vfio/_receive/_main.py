@@ -14,6 +14,7 @@ import trio
 
 from .._errors import ConnectionLost, PeerProtocolError
 from .._wire._idstr import is_vfio
+from .._wire._machine import acks_once
 from .._wire._main_decoder import MainDecoder
 from .._wire._main_events import (
     Command,
@@ -27,8 +28,9 @@ from .._wire._main_events import (
     SectionEnd,
     SectionType,
 )
+from .._wire._ram import RAM
 from .._wire._return_path import SWITCHOVER_ACK, pong
-from ._ack import SwitchoverAck, acks_once
+from ._ack import SwitchoverAck
 from ._loader import IncomingDevice
 from ._main_trace import MainTrace
 from ._return_path import ReturnPath
@@ -212,7 +214,7 @@ class MainChannel:
         if is_vfio(section.idstr):
             if section.type is SectionType.FULL:
                 self._decide_transfer(self._device(section), section)
-        elif section.type is SectionType.PART:
+        elif section.idstr == RAM and section.type is SectionType.PART:
             await self._acknowledge(self._ack.ram_round_ended())
 
     def _decide_transfer(self, device: IncomingDevice, section: Section) -> None:
@@ -240,7 +242,7 @@ class MainChannel:
         for device in list(router.devices.values()):
             await device.done.wait()
         self.session.trace("process_incoming_migration_co_end", 0, 0)
-        await self.session.succeed(self._return_path)
+        await self.session.conclude(self._return_path)
 
     async def _watch_source(self) -> None:
         """Look at what the source does behind the end of its stream, until it leaves.

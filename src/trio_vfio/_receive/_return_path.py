@@ -17,6 +17,9 @@ from .._wire._return_path import ReturnPathFrame, shut
 SHUT_GRACE: Final = 0.5
 """Seconds to get the last word out, whatever else has to end."""
 
+_MOMENT: Final = 0.1
+"""Seconds for the task that reads to notice that the connection broke."""
+
 
 @final
 @attrs.define(eq=False)
@@ -57,10 +60,8 @@ class ReturnPath:
         """
         try:
             async for frame in self._frames:
-                await self._send(frame)
+                await self._answer(frame)
             await trio.lowlevel.checkpoint_if_cancelled()
-        except trio.BrokenResourceError as error:
-            raise _lost(error) from error
         except trio.Cancelled:
             try:
                 # Shielded, with a deadline of its own.
@@ -76,6 +77,15 @@ class ReturnPath:
             self.on_success()
         finally:
             told.set()
+
+    async def _answer(self, frame: ReturnPathFrame) -> None:
+        try:
+            await self._send(frame)
+        except trio.BrokenResourceError as error:
+            fault = _lost(error)
+            # Whoever reads from the connection knows better what became of it.
+            await trio.sleep(_MOMENT)  # noqa: ASYNC120
+            raise fault from error
 
     async def _check_heard(self) -> None:
         """Find out whether a source that has closed its half still listens.

@@ -78,6 +78,8 @@ class Session(Migration):
     _configuration: trio.Event = attrs.field(factory=trio.Event, init=False)
     _page_size: int = attrs.field(default=0, init=False)
     _budget: Budget = attrs.field(init=False)
+    was_told: bool = attrs.field(default=False, init=False)
+    """Whether the source hears of success, or was told already."""
 
     def __attrs_post_init__(self) -> None:
         self.activity = Activity(self.options.deadlines)
@@ -142,7 +144,7 @@ class Session(Migration):
         """Start the loader of *device*."""
         self.spawn(device.load)
 
-    async def succeed(self, return_path: ReturnPath | None) -> None:
+    async def conclude(self, return_path: ReturnPath | None) -> None:
         """Tell the caller and then the source that all devices are loaded.
 
         Returns when the source was told, if it wants to be.
@@ -158,6 +160,7 @@ class Session(Migration):
             await trio.lowlevel.checkpoint_if_cancelled()
             self.complete()
         else:
+            self.was_told = True
             return_path.succeed()
             await self.ended.wait()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .._errors import PeerProtocolError
+from ._limits import MAX_IDSTR
 
 
 def idstr_untrusted(raw: bytes) -> str:
@@ -16,6 +17,11 @@ def idstr_untrusted(raw: bytes) -> str:
     if not raw or not all(0x20 <= byte <= 0x7E for byte in raw):
         raise PeerProtocolError(f"not a printable idstr: {bytes(raw[:64])!r}")
     return str(raw, "ascii")
+
+
+def is_idstr(text: str) -> bool:
+    """Whether *text* can be an idstr: 1 to 255 printable ASCII characters."""
+    return 0 < len(text) <= MAX_IDSTR and text.isascii() and text.isprintable()
 
 
 def is_vfio(idstr: str) -> bool:

@@ -10,6 +10,7 @@ MIB: Final = 1024 * KIB
 MAX_PACKET_PAYLOAD: Final = 16 * MIB
 """Payload of one multifd packet. QEMU sends at most 1 MiB + 12 bytes of state."""
 
+MAX_IDSTR: Final = 255
 MAX_MACHINE_TYPE: Final = 255
 MAX_CONFIG: Final = 1 * MIB
 """Config blob of one device. QEMU's has about 4 KiB."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import struct
+from collections.abc import Iterable
 
 from ._main_events import CommandType, Section, SectionType
-from ._main_stream import STREAM_MAGIC, STREAM_VERSION
+from ._main_stream import DEFAULT_PAGE_SIZE, STREAM_MAGIC, STREAM_VERSION
 from ._section import encode_section_header
 from ._vfio_section import Mark, footer
 
@@ -46,7 +48,12 @@ def encode_section(section: Section, payload: bytes) -> bytes:
 
 def encode_data(data: bytes) -> bytes:
     """Return a DATA block of a VFIO section; an end mark has to follow."""
-    return Mark.DEV_DATA_STATE.encode() + struct.pack("!Q", len(data)) + data
+    return data_mark(len(data)) + data
+
+
+def data_mark(count: int) -> bytes:
+    """Return what a DATA block of *count* bytes begins with."""
+    return Mark.DEV_DATA_STATE.encode() + struct.pack("!Q", count)
 
 
 def encode_end(description: bytes = b"") -> bytes:
@@ -58,6 +65,32 @@ def encode_end(description: bytes = b"") -> bytes:
         struct.pack("!BBI", SectionType.EOF, SectionType.DESCRIPTION, len(description))
         + description
     )
+
+
+def encode_description(machine: str, sections: Iterable[Section]) -> bytes:
+    """Return the JSON that describes a stream whose FULL sections are *sections*.
+
+    Each of them is a VFIO device's, and holds `END_PAYLOAD`.
+    """
+    size = len(END_PAYLOAD)
+    fields = [
+        {"name": "len", "type": "uint32", "size": 4},
+        {"name": "name", "type": "buffer", "size": len(machine)},
+    ]
+    description = {
+        "configuration": {"vmsd_name": "configuration", "version": 1, "fields": fields},
+        "page_size": DEFAULT_PAGE_SIZE,
+        "devices": [
+            {
+                "name": section.idstr,
+                "instance_id": section.instance_id,
+                "size": size,
+                "fields": [{"name": "data", "size": size, "type": "buffer"}],
+            }
+            for section in sections
+        ],
+    }
+    return json.dumps(description).encode("ascii")
 
 
 def _subsection(name: str, body: bytes) -> bytes:

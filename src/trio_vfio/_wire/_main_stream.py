@@ -27,7 +27,8 @@ from ._main_events import (
     SectionType,
 )
 from ._parsing import Parser, Tail, be16, be32, cstr8, refuse, skip, u8
-from ._ram import RamLayout, ram_records
+from ._payload import payload
+from ._ram import RamLayout
 from ._section import (
     Sections,
     encode_section_header,
@@ -35,7 +36,6 @@ from ._section import (
     section_header,
 )
 from ._tail import TailBytes, tail_events_untrusted
-from ._vfio_section import vfio_payload
 
 STREAM_MAGIC: Final = 0x5145564D
 STREAM_VERSION: Final = 3
@@ -95,7 +95,7 @@ class MainStream:
                     yield from self._command(at)
                 case SectionType.START | SectionType.FULL:
                     section = yield from section_header(SectionType(type_), at)
-                    if self._has_no_length(section):
+                    if self._begins_tail(section):
                         yield from self._tail(section)
                         return
                     yield from self._section(section)
@@ -188,33 +188,37 @@ class MainStream:
     def _section(self, section: Section) -> Parser[None]:
         """Parse what follows the header of a section."""
         self.context = f"the {section.type.name} section of {section.idstr}"
+        page_size = self.page_size or DEFAULT_PAGE_SIZE
+        parser = payload(section, RamLayout(page_size, self._ignore_shared))
         if section.type is SectionType.START:
-            if self.switchover_started or self.sections.ended:
+            if self._past_setup:
                 reason = f"START of {section.idstr} after the switchover"
                 raise refuse(reason, section.offset)
             self.sections.start(section)
         elif section.type is SectionType.FULL:
-            self.sections.complete(section)
+            if is_vfio(section.idstr):
+                self.sections.complete(section)
+            else:
+                self.sections.start_early(section)
             self._full_sections += 1
         yield section
-        if is_vfio(section.idstr):
-            yield from vfio_payload(section)
-        else:
-            page_size = self.page_size or DEFAULT_PAGE_SIZE
-            yield from ram_records(RamLayout(page_size, self._ignore_shared))
+        yield from parser
         yield from section_footer(section)
         yield SectionEnd(section)
 
-    def _has_no_length(self, section: Section) -> bool:
-        """Whether *section* is one that cannot be parsed where it stands."""
-        if section.type is not SectionType.FULL or is_vfio(section.idstr):
-            return False
-        if not (self.switchover_started or self.sections.ended):
-            # Before the END sections only a few are sent, and more sections
-            # with a length follow, so waiting for the stream's end is no way.
-            reason = f"cannot parse the early section {section.idstr!r}"
-            raise refuse(reason, section.offset)
-        return True
+    @property
+    def _past_setup(self) -> bool:
+        """Whether it is too late for new handlers."""
+        return self.switchover_started or bool(self.sections.ended)
+
+    def _begins_tail(self, section: Section) -> bool:
+        """Whether *section* can be parsed with all that follow it only.
+
+        Not so before the END sections: then more sections with a length follow,
+        so waiting for the stream's end is no way.
+        """
+        is_full = section.type is SectionType.FULL
+        return is_full and self._past_setup and not is_vfio(section.idstr)
 
     def _tail(self, section: Section) -> Parser[None]:
         self.context = "the FULL sections at its end"

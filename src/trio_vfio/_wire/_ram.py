@@ -13,8 +13,9 @@ import attrs
 
 from ._parsing import Parser, be16, be64, cstr8, refuse, skip, u8
 
-__all__ = ["RAM_VERSION", "RamLayout", "ram_records"]
+__all__ = ["RAM", "RAM_VERSION", "RamLayout", "ram_records"]
 
+RAM: Final = "ram"
 RAM_VERSION: Final = 4
 
 

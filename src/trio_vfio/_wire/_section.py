@@ -7,7 +7,7 @@ QEMU: ``save_section_header``, ``save_section_footer`` and
 from __future__ import annotations
 
 import struct
-from typing import Final, final
+from typing import final
 
 import attrs
 
@@ -15,12 +15,6 @@ from ._idstr import is_vfio
 from ._limits import MAX_DEVICES
 from ._main_events import Section, SectionType
 from ._parsing import Parser, be32, cstr8, refuse
-from ._ram import RAM_VERSION
-from ._vfio_section import VFIO_VERSION
-
-# The iterable handlers whose payload we can parse, and their version. No other
-# can be passed over: a section says nowhere how long it is.
-_RAM: Final = "ram"
 
 
 def encode_section_header(section: Section) -> bytes:
@@ -40,6 +34,8 @@ class Sections:
 
     started: dict[int, Section] = attrs.field(factory=dict[int, Section], init=False)
     """By section id."""
+    early: dict[int, Section] = attrs.field(factory=dict[int, Section], init=False)
+    """Those that are no iterable handler's but came among the first; by section id."""
     ended: set[int] = attrs.field(factory=set[int], init=False)
     full: set[int] = attrs.field(factory=set[int], init=False)
     """Those VFIO devices whose FULL section was there."""
@@ -56,26 +52,32 @@ class Sections:
         """Announce a handler.
 
         Raises:
-          PeerProtocolError: if it cannot be parsed, or was announced before.
+          PeerProtocolError: if it was announced before, or is one too many.
         """
-        if reason := self._reason_against(section):
-            raise refuse(reason, section.offset)
+        self._check_new(section)
         self.started[section.section_id] = section
 
-    def _reason_against(self, section: Section) -> str | None:
-        idstr, version = section.idstr, section.version_id
-        if not (is_vfio(idstr) or idstr == _RAM):
-            return f"cannot parse the iterable section {idstr!r}"
-        if version != (VFIO_VERSION if is_vfio(idstr) else RAM_VERSION):
-            return f"{idstr} of unknown version {version}"
-        if section.section_id in self.started:
-            return f"section id {section.section_id} of {idstr} announced twice"
-        if any(_same(section, other) for other in self.started.values()):
-            return f"{idstr} announced twice"
-        others = [is_vfio(other.idstr) for other in self.started.values()]
-        if others.count(is_vfio(idstr)) == MAX_DEVICES:
-            return f"{idstr} is one more than {MAX_DEVICES} devices"
-        return None
+    def start_early(self, section: Section) -> None:
+        """Take note of a FULL section that comes before the END of any other.
+
+        Raises:
+          PeerProtocolError: if it was there before, or is one too many.
+        """
+        self._check_new(section)
+        self.early[section.section_id] = section
+
+    def _check_new(self, section: Section) -> None:
+        idstr = section.idstr
+        known = [*self.started.values(), *self.early.values()]
+        if any(section.section_id == other.section_id for other in known):
+            reason = f"section id {section.section_id} of {idstr} announced twice"
+            raise refuse(reason, section.offset)
+        if any(_same(section, other) for other in known):
+            raise refuse(f"{idstr} announced twice", section.offset)
+        kinds = [is_vfio(other.idstr) for other in known]
+        if kinds.count(is_vfio(idstr)) == MAX_DEVICES:
+            reason = f"{idstr} is one more than {MAX_DEVICES} devices"
+            raise refuse(reason, section.offset)
 
     def resume(self, type_: SectionType, section_id: int, offset: int) -> Section:
         """Return the PART or END section of a handler that was announced.

@@ -1,22 +1,30 @@
 """For tests of what is built on trio_vfio: no VM, no hardware, no waiting.
 
-Simulated devices take virtual time, links live in memory, and a scripted source
-makes any mistake a source can make. Everything runs under Trio's mock clock, so
-that a test is over at once and goes the same way every time. Needs no pytest.
+Simulated devices and sources take virtual time, links live in memory, and a scripted
+source or destination makes any mistake that one can make. Everything runs under Trio's
+mock clock, so that a test is over at once and goes the same way every time. Needs no
+pytest.
 """
 
 from __future__ import annotations
 
 from ._checks import check_state_sink as check_state_sink
-from ._devices import (
-    Call as Call,
-    ContractViolation as ContractViolation,
-    SimulatedDevice as SimulatedDevice,
+from ._destination import ScriptedDestination as ScriptedDestination
+from ._devices import SimulatedDevice as SimulatedDevice
+from ._links import (
+    Connect as Connect,
+    Connection as Connection,
+    Link as Link,
+    LinkStream as LinkStream,
+    MemoryListener as MemoryListener,
+    link as link,
 )
-from ._links import Connect as Connect, MemoryListener as MemoryListener, link as link
+from ._simulation import Call as Call, ContractViolation as ContractViolation
 from ._source import (
     ScriptedSource as ScriptedSource,
     config_packet as config_packet,
     data_packet as data_packet,
     state_packets as state_packets,
 )
+from ._source_checks import check_state_source as check_state_source
+from ._source_device import SimulatedSource as SimulatedSource

@@ -9,11 +9,16 @@ import attrs
 import trio
 
 from .._device._port import StateSink
+from ._contract import (
+    PATIENCE,
+    CallInTask,
+    call,
+    complaint,
+    first_difference,
+    require,
+)
 
 ReadBack: TypeAlias = Callable[[StateSink], Awaitable[bytes]]
-
-# How long a call may take that has nothing to wait for, in seconds.
-_PATIENCE: Final = 10.0
 
 # Odd sizes, the last one larger than a pipe or a socket takes at once.
 _SIZES: Final = (1, 4096, 10_007, 400_001)
@@ -78,56 +83,57 @@ class _Run(Iterator[memoryview]):
 
 
 async def _check_whole_state(sink: StateSink, read_back: ReadBack | None) -> None:
-    _require(
+    require(
         sink.precopy in (True, False, None),
         f"precopy is {sink.precopy!r}; it must be True, False or None",
     )
     pieces = [(bytes(range(n, 251)) * size)[:size] for n, size in enumerate(_SIZES)]
-    await _call("begin", sink.begin())
+    await call("begin", sink.begin())
     await _write(sink, pieces[:1])
     # A run may end before it began, if the session stops or has nothing left.
     await _write(sink, [])
     await _write(sink, pieces[1:])
-    await _call("load_config", sink.load_config(_CONFIG))
-    await _call("finish", sink.finish())
+    await call("load_config", sink.load_config(_CONFIG))
+    await call("finish", sink.finish())
     if read_back is not None:
         _compare(b"".join(pieces), await read_back(sink))
 
 
 async def _check_no_state_at_all(sink: StateSink) -> None:
-    await _call("begin", sink.begin())
-    await _call("finish without data and without config", sink.finish())
+    await call("begin", sink.begin())
+    await call("finish without data and without config", sink.finish())
 
 
 async def _check_abort_after_begin(sink: StateSink) -> None:
-    await _call("begin", sink.begin())
-    await _call("abort right after begin", sink.abort())
+    await call("begin", sink.begin())
+    await call("abort right after begin", sink.abort())
 
 
 async def _check_abort_after_finish(sink: StateSink) -> None:
-    await _call("begin", sink.begin())
+    await call("begin", sink.begin())
     await _write(sink, [_PIECE])
-    await _call("load_config", sink.load_config(_CONFIG))
-    await _call("finish", sink.finish())
+    await call("load_config", sink.load_config(_CONFIG))
+    await call("finish", sink.finish())
     # Another device of the migration may fail when this one is complete.
-    await _call("abort after finish", sink.abort())
+    await call("abort after finish", sink.abort())
 
 
 async def _check_cancelled_write(sink: StateSink) -> None:
-    await _call("begin", sink.begin())
-    write = _WriteInTask(sink, "cancelled")
+    await call("begin", sink.begin())
+    write = CallInTask("write", "cancelled")
+    run = _long_run(write.scope.cancel)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(write.run, write.scope.cancel)
+        nursery.start_soon(write.run, sink.write, run)
         await write.wait_left()
         # Also for what the check itself is left with if the write has not.
-        abort = await _complaint("abort after a cancelled write", sink.abort())
+        abort = await complaint("abort after a cancelled write", sink.abort())
     write.check_left(
         "look for the cancel between buffers and between partial writes: in a"
         " thread with trio.from_thread.check_cancelled(), elsewhere with a checkpoint"
     )
-    _require(write.error is None, f"write raised {write.error!r} when it was cancelled")
-    _require(
-        write.scope.cancelled_caught or write.exhausted,
+    require(write.error is None, f"write raised {write.error!r} when it was cancelled")
+    require(
+        write.scope.cancelled_caught or run.exhausted,
         "write returned when it was cancelled, but had not taken all buffers:"
         " raise trio.Cancelled then",
     )
@@ -136,17 +142,17 @@ async def _check_cancelled_write(sink: StateSink) -> None:
 
 
 async def _check_aborted_write(sink: StateSink) -> None:
-    await _call("begin", sink.begin())
+    await call("begin", sink.begin())
     under_way = trio.Event()
-    write = _WriteInTask(sink, "aborted")
+    write = CallInTask("write", "aborted")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(write.run, under_way.set)
-        with trio.move_on_after(_PATIENCE):
+        nursery.start_soon(write.run, sink.write, _long_run(under_way.set))
+        with trio.move_on_after(PATIENCE):
             await under_way.wait()
-        abort = await _complaint("abort during a write", sink.abort())
+        abort = await complaint("abort during a write", sink.abort())
         await write.wait_left()
         write.scope.cancel(reason="the check is over")
-    _require(
+    require(
         under_way.is_set(),
         f"write did not ask for the buffer in the middle of its run of {_RUN}",
     )
@@ -155,99 +161,36 @@ async def _check_aborted_write(sink: StateSink) -> None:
         raise abort
 
 
-@final
-@attrs.define(eq=False)
-class _WriteInTask:
-    """A long write, in a task of its own, to which something happens."""
+def _long_run(interrupt: Callable[[], object]) -> _Run:
+    """Return a run that calls *interrupt* in Trio's thread when it is half done."""
+    token = trio.lowlevel.current_trio_token()
 
-    sink: StateSink
-    what: str
-    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
-    error: Exception | None = attrs.field(default=None, init=False)
-    exhausted: bool = attrs.field(default=False, init=False)
-    _left: trio.Event = attrs.field(factory=trio.Event, init=False)
-    _left_in_time: bool = attrs.field(default=False, init=False)
+    def before(number: int) -> None:
+        if number != _RUN // 2:
+            return
+        if trio.lowlevel.in_trio_run():
+            interrupt()
+        else:
+            trio.from_thread.run_sync(interrupt, trio_token=token)
 
-    async def run(self, interrupt: Callable[[], object]) -> None:
-        """Write, and call *interrupt* in Trio's thread when that is half done."""
-        token = trio.lowlevel.current_trio_token()
-
-        def before(number: int) -> None:
-            if number != _RUN // 2:
-                return
-            if trio.lowlevel.in_trio_run():
-                interrupt()
-            else:
-                trio.from_thread.run_sync(interrupt, trio_token=token)
-
-        run = _Run([_PIECE] * _RUN, before)
-        try:
-            with self.scope:
-                await self.sink.write(run)
-        except Exception as error:  # noqa: BLE001 (whatever a device raises)
-            self.error = error
-        self.exhausted = run.exhausted
-        self._left.set()
-
-    async def wait_left(self) -> None:
-        """Wait until the write has left, but not for ever."""
-        with trio.move_on_after(_PATIENCE):
-            await self._left.wait()
-        self._left_in_time = self._left.is_set()
-
-    def check_left(self, advice: str) -> None:
-        """Complain if it had not."""
-        _require(
-            self._left_in_time,
-            f"write was {self.what} and had not left {_PATIENCE:g} s later: {advice}",
-        )
+    return _Run([_PIECE] * _RUN, before)
 
 
 async def _write(sink: StateSink, pieces: Sequence[bytes]) -> None:
     run = _Run(pieces)
     what = f"write of {len(pieces)} buffers"
-    await _call(what, sink.write(run))
-    _require(
+    await call(what, sink.write(run))
+    require(
         run.exhausted,
         f"{what} returned before it asked for the one after the last:"
         " only that says that the last one is written",
     )
 
 
-def _require(holds: bool, otherwise: str) -> None:  # noqa: FBT001 - as assert does
-    if not holds:
-        raise AssertionError(otherwise)
-
-
-async def _call(what: str, call: Awaitable[None]) -> None:
-    complaint = await _complaint(what, call)
-    if complaint is not None:
-        raise complaint
-
-
-async def _complaint(what: str, call: Awaitable[None]) -> AssertionError | None:
-    """Make a call that must end well; return what is wrong with it.
-
-    Not raised, for a nursery would make a group of it.
-    """
-    with trio.move_on_after(_PATIENCE) as scope:
-        try:
-            await call
-        except Exception as error:  # noqa: BLE001 (whatever a device raises)
-            complaint = AssertionError(f"{what} raised {error!r}")
-            complaint.__cause__ = error
-            return complaint
-    if scope.cancelled_caught:
-        return AssertionError(f"{what} did not end within {_PATIENCE:g} s")
-    return None
-
-
 def _compare(written: bytes, got: bytes) -> None:
-    if got == written:
-        return
-    pairs = enumerate(zip(written, got, strict=False))
-    at = next((n for n, (a, b) in pairs if a != b), min(len(written), len(got)))
-    raise AssertionError(
+    at = first_difference(written, got)
+    require(
+        at is None,
         f"{len(written)} bytes were written and {len(got)} came back; they differ at"
-        f" byte {at}: is a buffer kept longer than until the next one is asked for?"
+        f" byte {at}: is a buffer kept longer than until the next one is asked for?",
     )

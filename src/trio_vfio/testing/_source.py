@@ -65,7 +65,7 @@ class ScriptedSource:
     """
 
     main: trio.abc.Stream
-    channels: list[trio.abc.Stream]
+    channels: Sequence[trio.abc.Stream]
     _sections: dict[tuple[str, int], Section] = attrs.field(
         factory=dict[tuple[str, int], Section], init=False
     )

@@ -1,0 +1,128 @@
+"""What ``send`` and ``receive`` have in common: one migration, shown as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Any, Generic, TypeVar, final
+
+import attrs
+import click
+import trio
+
+from .. import Deadlines, MigrationResult, SessionState
+from .._errors import describe
+from ._options import Seconds
+from ._plain import show_error
+from ._progress import Migrating, show_progress
+from ._run import run
+from ._tables import print_json, print_result
+
+_C = TypeVar("_C", bound=Callable[..., Any])
+_M = TypeVar("_M", bound=Migrating)
+_SECONDS = Seconds(min=0, min_open=True)
+_NONE = MigrationResult(SessionState.FAILED.value, (), (), (), None, 0.0)
+
+
+def migration_options(*, first_connection: str, handshake: str) -> Callable[[_C], _C]:
+    """Give a command the options of every migration.
+
+    Args:
+      first_connection: what that deadline is for, as the help says it.
+      handshake: the same.
+    """
+    options = [
+        click.option("--first-connection", type=_SECONDS, help=first_connection),
+        click.option("--handshake", type=_SECONDS, help=handshake),
+        click.option(
+            "--silence", type=_SECONDS, help="Longest silence after switchover began."
+        ),
+        click.option(
+            "--switchover",
+            type=_SECONDS,
+            help="Deadline for the switchover as a whole.",
+        ),
+        click.option(
+            "--device-grace",
+            type=_SECONDS,
+            default=10.0,
+            show_default=True,
+            help="How long a device's call may outlast a failure before it is"
+            " broken off.",
+        ),
+        click.option("--quiet", "-q", is_flag=True, help="Show no progress."),
+    ]
+
+    def add(command: _C) -> _C:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def deadlines(given: dict[str, float | None]) -> Deadlines:
+    """Return the deadlines that options have given, and the usual others."""
+    return Deadlines(**{name: each for name, each in given.items() if each is not None})
+
+
+@final
+@attrs.define(eq=False)
+class MigrationCommand(Generic[_M]):
+    """One run of a command that migrates."""
+
+    opening: AbstractAsyncContextManager[_M]
+    """Opens the session."""
+    work: Callable[[_M], Awaitable[object]]
+    """Takes an open session to its end."""
+    as_json: bool
+    quiet: bool
+    _session: _M | None = attrs.field(default=None, init=False)
+
+    def run(self) -> int:
+        """Migrate, and show the result, whatever it is. Returns the exit status."""
+        try:
+            stopped = run(self._migrate)
+        except click.UsageError:
+            raise
+        except Exception as error:
+            self._show(_failed(self._result(), error))
+            raise
+        result = self._result()
+        if stopped is None or result.status == SessionState.COMPLETED.value:
+            self._show(result)
+            return 0
+        self._show(attrs.evolve(result, status=SessionState.CANCELLED.value))
+        show_error(f"cancelled by {stopped.name}")
+        return 128 + stopped
+
+    async def _migrate(self) -> None:
+        async with AsyncExitStack() as stack:
+            try:
+                session = await stack.enter_async_context(self.opening)
+            except ValueError as error:
+                raise click.UsageError(str(error)) from error
+            self._session = session
+            async with trio.open_nursery() as nursery:
+                if not self.quiet:
+                    nursery.start_soon(show_progress, session)
+                await self.work(session)
+                nursery.cancel_scope.cancel(reason="the migration is complete")
+
+    def _result(self) -> MigrationResult:
+        return _NONE if self._session is None else self._session.result()
+
+    def _show(self, result: MigrationResult) -> None:
+        if self.as_json:
+            print_json(result)
+        else:
+            print_result(result)
+
+
+def _failed(result: MigrationResult, error: Exception) -> MigrationResult:
+    """Return *result* with *error*, which a session may have missed, in it."""
+    return attrs.evolve(
+        result,
+        status=SessionState.FAILED.value,
+        errors=result.errors or (describe(error),),
+    )

@@ -1,0 +1,158 @@
+"""``trio-vfio send``: take devices to a destination."""
+
+from __future__ import annotations
+
+import uuid as uuids
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import Outgoing, StateSource, open_outgoing
+from .._device import SnapshotDirectory
+from ._devices import MakeSource, SourceArgument
+from ._migration import MigrationCommand, deadlines, migration_options
+from ._options import Seconds, Size, json_option, traceback_option
+
+
+@click.command()
+@click.argument("address")
+@click.option(
+    "--device",
+    "devices",
+    type=SourceArgument(),
+    multiple=True,
+    metavar="IDSTR=DEV",
+    help="Where the state of one device comes from: file:PATH (data; the config is"
+    " in PATH.config, if there is one), fd:N (an open descriptor), null: or null:SIZE"
+    " (zeros).",
+)
+@click.option(
+    "--from",
+    "snapshot",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Send every device of a snapshot.",
+)
+@click.option(
+    "--channels",
+    type=click.IntRange(1, 255),
+    default=2,
+    show_default=True,
+    help="How many multifd channels.",
+)
+@click.option(
+    "--machine",
+    default="none",
+    show_default=True,
+    help="Machine type, which a QEMU compares with its own.",
+)
+@click.option(
+    "--uuid",
+    type=click.UUID,
+    help="The machine's UUID, which a QEMU compares with its own.",
+)
+@click.option(
+    "--return-path/--no-return-path",
+    default=True,
+    show_default=True,
+    help="Whether the destination is to answer.",
+)
+@click.option(
+    "--switchover-ack",
+    is_flag=True,
+    help="Wait until the destination is ready for the switchover.",
+)
+@click.option(
+    "--precopy",
+    type=Size(),
+    default=0,
+    help="How much of each file: or fd: device goes before the switchover.",
+)
+@click.option(
+    "--max-rounds",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="How many rounds before the switchover, at most.",
+)
+@click.option(
+    "--downtime",
+    type=Seconds(min=0),
+    default=0.3,
+    show_default=True,
+    help="Switch over when what is left would take no longer.",
+)
+@json_option
+@migration_options(
+    first_connection="Deadline for all connections to be made.",
+    handshake="Deadline for the destination's first answer.",
+)
+@traceback_option
+def send(
+    address: str,
+    *,
+    devices: Sequence[tuple[str, MakeSource]],
+    snapshot: Path | None,
+    precopy: int,
+    max_rounds: int,
+    downtime: float,
+    as_json: bool,
+    quiet: bool,
+    channels: int,
+    machine: str,
+    uuid: uuids.UUID | None,
+    return_path: bool,
+    switchover_ack: bool,
+    device_grace: float,
+    **seconds: float | None,
+) -> int:
+    """Connect to ADDRESS (tcp:HOST:PORT or unix:PATH) and send one migration there.
+
+    Exit status: 0 if the destination has every device, 1 if not.
+    """
+    options = {
+        "channels": channels,
+        "machine": machine,
+        "uuid": uuid,
+        "return_path": return_path,
+        "switchover_ack": switchover_ack,
+        "deadlines": deadlines(seconds),
+        "device_grace": device_grace,
+        "digests": True,
+    }
+    opening = _open(address, _named(devices, snapshot, precopy), snapshot, options)
+    work = partial(_send, max_rounds=max_rounds, downtime=downtime)
+    return MigrationCommand(opening, work, as_json, quiet).run()
+
+
+async def _send(outgoing: Outgoing, *, max_rounds: int, downtime: float) -> None:
+    await outgoing.migrate(max_rounds=max_rounds, downtime=downtime)
+
+
+@asynccontextmanager
+async def _open(
+    address: str,
+    named: Mapping[str, StateSource],
+    snapshot: Path | None,
+    options: Mapping[str, Any],
+) -> AsyncGenerator[Outgoing]:
+    sources: Any = named
+    if snapshot is not None:
+        sources = await SnapshotDirectory(snapshot).sources()
+    async with open_outgoing(address, sources, **options) as outgoing:
+        yield outgoing
+
+
+def _named(
+    devices: Sequence[tuple[str, MakeSource]], snapshot: Path | None, precopy: int
+) -> dict[str, StateSource]:
+    if (snapshot is None) == (not devices):
+        raise click.UsageError("give either --device, once or more, or --from.")
+    sources = {idstr: make(precopy) for idstr, make in devices}
+    if len(sources) < len(devices):
+        raise click.UsageError("two --device of one name.")
+    return sources

@@ -1,0 +1,124 @@
+"""The connections of an outgoing migration: main first, then the channels.
+
+QEMU: ``socket_start_outgoing_migration`` in migration/socket.c and
+``multifd_send_setup`` in migration/multifd.c.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import ssl
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final, final
+
+import attrs
+import trio
+
+from .._deadlines import Deadlines
+from .._link._address import TcpAddress, connect, parse_address
+from .._link._stream import keep_alive
+
+Connect = Callable[[], Awaitable[trio.abc.Stream]]
+
+_CLOSE_GRACE: Final = 0.5
+"""Seconds to get out that this is the end, which over TLS has to be said."""
+
+
+@attrs.frozen
+class Connections:
+    """All connections of a session."""
+
+    main: trio.abc.Stream
+    channels: tuple[trio.abc.Stream, ...]
+
+
+@asynccontextmanager
+async def connected(
+    where: str | Connect,
+    channels: int,
+    *,
+    deadlines: Deadlines,
+    ssl_context: ssl.SSLContext | None,
+    server_hostname: str | None,
+) -> AsyncGenerator[Connections]:
+    """Open all connections, one after another, and close them in the end.
+
+    If this fails or is cancelled, those that were opened are closed.
+
+    Raises:
+      ValueError: if *where* is no address.
+      OSError: if a connection cannot be made, or not in time.
+    """
+    connect_one = where if callable(where) else _to(where, deadlines.silence)
+    if server_hostname is None and isinstance(where, str):
+        server_hostname = _host(where)
+    async with AsyncExitStack() as stack:
+        opening = _Opening(stack, connect_one, ssl_context, server_hostname)
+        seconds = deadlines.first_connection
+        opened: Connections | None = None
+        with trio.move_on_after(math.inf if seconds is None else seconds):
+            # As QEMU: main is secure before any other is opened.
+            main = await opening.open_one()
+            others = [await opening.open_one() for _ in range(channels)]
+            opened = Connections(main, tuple(others))
+        if opened is None:
+            text = f"no connection within {seconds:g} s"
+            raise OSError(errno.ETIMEDOUT, text, str(where))
+        yield opened
+
+
+def _to(where: str, silence: float | None) -> Connect:
+    address = parse_address(where)
+
+    async def connect_one() -> trio.abc.Stream:
+        try:
+            stream = await connect(address)
+        except OSError as error:
+            text = error.strerror or str(error)
+            raise OSError(error.errno, text, where) from error
+        if silence is not None:
+            keep_alive(stream, silence)
+        return stream
+
+    return connect_one
+
+
+def _host(where: str) -> str | None:
+    address = parse_address(where)
+    return address.host if isinstance(address, TcpAddress) else None
+
+
+@final
+@attrs.define(eq=False)
+class _Opening:
+    stack: AsyncExitStack
+    connect_one: Connect
+    ssl_context: ssl.SSLContext | None
+    server_hostname: str | None
+
+    async def open_one(self) -> trio.abc.Stream:
+        stream = await self.connect_one()
+        if self.ssl_context is None:
+            self.stack.push_async_callback(_close, stream)
+            return stream
+        secure = trio.SSLStream(
+            stream, self.ssl_context, server_hostname=self.server_hostname
+        )
+        self.stack.push_async_callback(_close, secure)
+        try:
+            await secure.do_handshake()
+        except trio.BrokenResourceError as error:
+            text = f"no TLS: {error.__cause__ or error}"
+            raise OSError(errno.EPROTO, text) from error
+        return secure
+
+
+async def _close(stream: trio.abc.Stream) -> None:
+    with trio.move_on_after(_CLOSE_GRACE):
+        try:
+            await stream.aclose()
+        except trio.BrokenResourceError:
+            # Closed it is all the same.
+            return

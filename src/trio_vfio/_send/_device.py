@@ -1,0 +1,273 @@
+"""One device of an outgoing migration: its calls, its packets, its progress.
+
+QEMU: ``vfio_save_iterate`` in hw/vfio/migration.c and
+``vfio_multifd_save_complete_precopy_thread`` in hw/vfio/migration-multifd.c.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Final, final
+
+import attrs
+import trio
+
+from .._device._port import Pending, StateSource
+from .._migration._calls import DeviceCalls
+from .._migration._position import Position
+from .._migration._progress import DeviceProgress
+from .._result import DeviceResult, DeviceState
+from .._wire._limits import MAX_CONFIG
+from .._wire._main_events import Section
+from .._wire._multifd import StateFlag, StateHeader
+from .._wire._vfio_section import encode_config
+from ._buffers import BufferPool, Share
+
+MOST_BUFFERS: Final = 16
+"""How many buffers one call of a device fills at most."""
+
+_LONG: Final = 0.02
+"""Seconds that a call for several buffers may take."""
+
+
+@final
+@attrs.define(eq=False)
+class Packet:
+    """A device-state packet that waits for a channel."""
+
+    header: StateHeader
+    data: memoryview
+    device: OutgoingDevice
+    buffer: bytearray | None = None
+    """What holds the data, to be given back once it was sent."""
+
+
+@final
+@attrs.define(eq=False)
+class OutgoingDevice:
+    """A device that is being saved.
+
+    Two tasks move it after `stop`: `read` fills buffers as long as there are
+    any, and `hand_over` waits in line for a channel, packet by packet.
+    """
+
+    calls: DeviceCalls
+    source: StateSource
+    section: Section
+    """Its START section, which names it."""
+    position: Position
+    progress: DeviceProgress
+    pool: BufferPool
+    share: Share
+
+    precopy: bool = attrs.field(default=False, init=False)
+    """Whether it gives data before `stop`."""
+    pending: Pending = attrs.field(factory=Pending, init=False)
+    """What it has said last, less what it gave since."""
+    init_data_sent: bool = attrs.field(default=False, init=False)
+    """Whether the destination was told that all initial data has gone."""
+    stopped: trio.Event = attrs.field(factory=trio.Event, init=False)
+    handed_over: trio.Event = attrs.field(factory=trio.Event, init=False)
+    """Set when its last packet was taken by a channel."""
+    _stopped_at: float = attrs.field(default=0.0, init=False)
+    _config_sha256: str | None = attrs.field(default=None, init=False)
+    _put: trio.MemorySendChannel[Packet] = attrs.field(init=False)
+    _packets: trio.MemoryReceiveChannel[Packet] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        # Beside a config, no more than the device's share of buffers gets here.
+        size = self.share.limit + 1
+        self._put, self._packets = trio.open_memory_channel[Packet](size)
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.calls.name
+
+    async def begin(self) -> None:
+        """Make the device ready.
+
+        Raises:
+          DeviceError: if it cannot be.
+        """
+        self.precopy = await self.calls.begin(self.source.begin)
+        if self.precopy:
+            self.progress.state.value = DeviceState.PRECOPY
+        await self.ask_pending()
+
+    async def ask_pending(self) -> None:
+        """Ask the device anew what there is still to read.
+
+        Raises:
+          DeviceError: if that fails.
+        """
+        self.pending = await self.calls.call("pending", self.source.pending)
+        self.progress.expected_bytes = self.position.bytes + (
+            self.pending.stop_copy_bytes
+            or self.pending.initial_bytes + self.pending.dirty_bytes
+        )
+
+    async def read_block(self, buffer: bytearray) -> memoryview:
+        """Read one block of pre-copy data; empty if there is no more for now.
+
+        Raises:
+          DeviceError: if the device fails.
+        """
+        count = sum(await self._read([buffer]))
+        data = memoryview(buffer)[:count]
+        await self._count(data)
+        self.progress.precopy_bytes += count
+        self._subtract(count)
+        return data
+
+    async def stop(self) -> None:
+        """Make the device stand still.
+
+        Raises:
+          DeviceError: if it does not.
+        """
+        self._stopped_at = trio.current_time()
+        await self.calls.call("stop", self.source.stop)
+        self.progress.state.value = DeviceState.SAVING
+        self.stopped.set()
+
+    async def read(self) -> None:
+        """Read all that is left, in packets, and the config behind it.
+
+        If this fails or is cancelled, the device is left for `DeviceCalls.keep`
+        to abort.
+
+        Raises:
+          DeviceError: if the device fails.
+        """
+        idx, count = 0, 1
+        at_end = False
+        while not at_end:
+            buffers = await self.pool.take(self.share, count)
+            self.position.idx = idx
+            began = trio.current_time()
+            counts = await self._read(buffers)
+            count = self._next_count(count, trio.current_time() - began)
+            if not counts:
+                raise self._read_error("there is no more data, but no end of it")
+            at_end = counts[-1] == 0
+            filled = len(counts) - at_end
+            for buffer, size in zip(buffers, counts[:filled], strict=False):
+                data = memoryview(buffer)[:size]
+                await self._count(data)
+                await self._queue(Packet(self._header(idx, size), data, self, buffer))
+                idx += 1
+            await self.pool.give_back(self.share, buffers[filled:])
+        self.position.idx = None
+        await self._queue(await self._config(idx))
+        self._put.close()
+
+    async def hand_over(self, to: trio.MemorySendChannel[Packet]) -> None:
+        """Hand all packets over, in order of their index, whenever a channel is idle.
+
+        All devices wait in one line, each with one packet, so that each has its
+        turn. If cancelled, the packets are dropped.
+        """
+        async for packet in self._packets:
+            await to.send(packet)
+            self.progress.queued_bytes -= len(packet.data)
+            if not packet.header.is_config:
+                self.progress.buffers += 1
+        self.progress.seconds = trio.current_time() - self._stopped_at
+        self.handed_over.set()
+
+    async def finish(self) -> None:
+        """Let go of the device, whose state now lives on elsewhere.
+
+        Raises:
+          DeviceError: if it cannot be let go of.
+        """
+        await self.calls.call("finish", self.source.finish)
+
+    def result(self, errors: Sequence[str]) -> DeviceResult:
+        """Return what the device has given so far."""
+        progress = self.progress
+        digest = self.position.digest
+        return DeviceResult(
+            idstr=progress.idstr,
+            instance_id=progress.instance_id,
+            status=progress.state.value.value,
+            transfer=progress.transfer,
+            errors=tuple(errors),
+            precopy_bytes=progress.precopy_bytes,
+            data_bytes=self.position.bytes,
+            buffers=progress.buffers,
+            sha256=None if digest is None else digest.hexdigest(),
+            config_bytes=progress.config_bytes,
+            config_sha256=self._config_sha256,
+            starved=0,
+            seconds=progress.seconds,
+        )
+
+    def _next_count(self, count: int, seconds: float) -> int:
+        """Return how many buffers to read in one call, after one of *seconds*.
+
+        Many for a fast device, since each call costs; but where they take long,
+        no buffer is to wait until the next is full.
+        """
+        if seconds > _LONG:
+            return 1
+        # Half of the share, so that the other half is sent meanwhile.
+        return max(1, min(2 * count, MOST_BUFFERS, self.share.limit // 2))
+
+    async def _read(self, buffers: Sequence[bytearray]) -> list[int]:
+        views = [memoryview(buffer) for buffer in buffers]
+        counts = await self.calls.call("read", self.source.read_into, views)
+        if len(counts) > len(views) or 0 in counts[:-1]:
+            raise self._read_error(
+                f"the device filled {counts} of {len(views)} buffers"
+            )
+        if not all(0 <= count <= self.pool.size for count in counts):
+            reason = f"the device put {counts} bytes into buffers of {self.pool.size}"
+            raise self._read_error(reason)
+        return counts
+
+    def _read_error(self, reason: str) -> Exception:
+        at = self.position
+        return self.calls.error("read", reason, idx=at.idx, offset=at.bytes)
+
+    async def _count(self, data: memoryview) -> None:
+        if self.position.digest is not None:
+            self.position.digest.update(data)
+            # Not in a thread, for this is above the port; but not all in one go.
+            await trio.lowlevel.checkpoint()
+        self.position.bytes += len(data)
+
+    async def _queue(self, packet: Packet) -> None:
+        self.progress.queued_bytes += len(packet.data)
+        await self._put.send(packet)
+
+    def _subtract(self, count: int) -> None:
+        """Take note that *count* bytes of what was pending have been read."""
+        initial, dirty = self.pending.initial_bytes, self.pending.dirty_bytes
+        if not count:
+            # Whatever it had said, there is nothing.
+            initial = dirty = 0
+        from_initial = min(initial, count)
+        self.pending = attrs.evolve(
+            self.pending,
+            initial_bytes=initial - from_initial,
+            dirty_bytes=max(0, dirty - (count - from_initial)),
+        )
+
+    def _header(self, idx: int, size: int) -> StateHeader:
+        name, instance_id = self.section.idstr, self.section.instance_id
+        return StateHeader(name, idx, size, instance_id=instance_id)
+
+    async def _config(self, idx: int) -> Packet:
+        blob = await self.calls.call("config", self.source.config)
+        if len(blob) > MAX_CONFIG:
+            reason = f"a config blob of {len(blob)} bytes; the most is {MAX_CONFIG}"
+            raise self.calls.error("config", reason)
+        self.progress.config_bytes = len(blob)
+        if self.position.digest is not None:
+            self._config_sha256 = hashlib.sha256(blob).hexdigest()
+        data = memoryview(encode_config(blob))
+        header = attrs.evolve(self._header(idx, len(data)), flags=StateFlag.CONFIG)
+        return Packet(header, data, self)

@@ -1,0 +1,295 @@
+"""Collaboration: destinations that leave, lie, or talk nonsense.
+
+The invariant: the migration fails with one fault that says why, at once or at its
+deadline, and the source's devices run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from trio_vfio import (
+    ConnectionLost,
+    Deadlines,
+    DestinationFailed,
+    MigrationFailed,
+    PeerProtocolError,
+    TrioVfioError,
+    open_outgoing,
+)
+from trio_vfio._wire._return_path import (
+    SWITCHOVER_ACK,
+    ReturnPathFrame,
+    ReturnPathType,
+    pong,
+    shut,
+)
+from trio_vfio.testing import ScriptedDestination, SimulatedSource, link
+
+A = "0000:00:04.0/vfio"
+
+Deed = Callable[[ScriptedDestination], Awaitable[None]]
+
+# Pieces of main, in the order in which a destination sees them.
+STAGES = [
+    "OPEN_RETURN_PATH",
+    "PING",
+    f"START {A}",
+    f"PART {A}",
+    "SWITCHOVER_START",
+    f"END {A}",
+    f"FULL {A}",
+    "complete",
+]
+
+
+async def failure(
+    deed: Deed,
+    at: str,
+    *,
+    return_path: bool = True,
+    deadlines: Deadlines | None = None,
+    within: float = 0.3,
+) -> TrioVfioError:
+    """Let the destination do *deed* when it sees *at*; return the only fault.
+
+    Args:
+      within: how many seconds it may take from then on.
+    """
+    # The state takes seconds to read, so that there is an amid.
+    source = SimulatedSource(size=100, initial_bytes=10, seconds_per_call=0.125)
+    here, there = link()
+    did_at: list[float] = []
+
+    async def do(name: str) -> None:
+        if name == at:
+            did_at.append(trio.current_time())
+            await deed(destination)
+
+    destination = ScriptedDestination(there, on=do, last_word=None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(destination.run)
+        with pytest.raises(MigrationFailed) as caught:
+            async with open_outgoing(
+                here,
+                {A: source},
+                return_path=return_path,
+                deadlines=deadlines,
+                buffer_size=10,
+            ) as outgoing:
+                await outgoing.migrate()
+        # A call of the device may be under way, and is seen to end.
+        assert trio.current_time() - did_at[0] <= within + 0.125
+        nursery.cancel_scope.cancel()
+    names = [call.name for call in source.calls]
+    assert source.running
+    # A begin that is cancelled has cleaned up after itself.
+    if len(names) > 1:
+        assert (names.count("abort"), names[-1]) == (1, "abort")
+    assert outgoing.result().status == "failed"
+    (fault,) = caught.value.exceptions
+    assert outgoing.result().errors == (str(fault),)
+    assert isinstance(fault, TrioVfioError)
+    return fault
+
+
+def says(*frames: ReturnPathFrame) -> Deed:
+    """Make a deed of saying something."""
+
+    async def say(destination: ScriptedDestination) -> None:
+        await destination.say(*frames)
+
+    return say
+
+
+def closes(*which: int | str) -> Deed:
+    """Make a deed of closing connections."""
+
+    async def close(destination: ScriptedDestination) -> None:
+        for each in which:
+            await destination.close(each)
+
+    return close
+
+
+@pytest.mark.parametrize("stage", STAGES)
+async def test_it_says_that_it_failed(stage: str, autojump_clock: MockClock) -> None:
+    fault = await failure(says(shut(1)), stage)
+    assert isinstance(fault, DestinationFailed)
+    assert str(fault) == "the destination says that the migration failed"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+async def test_it_says_so_and_leaves(stage: str, autojump_clock: MockClock) -> None:
+    """Its word counts, not the connections that break with it."""
+
+    async def leave(destination: ScriptedDestination) -> None:
+        for channel in (0, 1):
+            await destination.close(channel)
+        await destination.say(shut(1))
+        await destination.close()
+
+    assert isinstance(await failure(leave, stage), DestinationFailed)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+async def test_it_is_killed(stage: str, autojump_clock: MockClock) -> None:
+    fault = await failure(closes("main", 0, 1), stage)
+    assert isinstance(fault, ConnectionLost)
+    assert fault.channel == "main"
+
+
+@pytest.mark.parametrize("stage", STAGES[:-2])
+@pytest.mark.parametrize("channel", [0, 1])
+async def test_a_channel_is_cut(
+    stage: str, channel: int, autojump_clock: MockClock
+) -> None:
+    """Noticed while the guest still runs, not only when the channel is needed."""
+    fault = await failure(closes(channel), stage)
+    assert isinstance(fault, ConnectionLost)
+    assert fault.channel == f"channel {channel}"
+
+
+async def test_a_channel_is_cut_when_its_part_is_done(
+    autojump_clock: MockClock,
+) -> None:
+    """A QEMU closes the channels before it says its last word."""
+    source = SimulatedSource(size=100)
+    here, there = link()
+
+    async def do(name: str) -> None:
+        if name == "complete":
+            await destination.close(0)
+            await destination.close(1)
+
+    destination = ScriptedDestination(there, on=do)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(destination.run)
+        async with open_outgoing(here, {A: source}) as outgoing:
+            await outgoing.migrate()
+    assert source.finished
+
+
+@pytest.mark.parametrize("stage", STAGES[:5])
+async def test_success_before_its_time_is_a_lie(
+    stage: str, autojump_clock: MockClock
+) -> None:
+    fault = await failure(says(shut(0)), stage)
+    assert isinstance(fault, PeerProtocolError)
+    assert str(fault) == "return path: success before all was sent"
+
+
+@pytest.mark.parametrize(
+    ("frames", "why"),
+    [
+        ([ReturnPathFrame(ReturnPathType.REQ_PAGES, bytes(12))], "REQ_PAGES, which is"),
+        ([ReturnPathFrame(ReturnPathType.RESUME_ACK, bytes(4))], "RESUME_ACK, which"),
+    ],
+)
+async def test_what_no_destination_says(
+    frames: list[ReturnPathFrame], why: str, autojump_clock: MockClock
+) -> None:
+    fault = await failure(says(*frames), "complete")
+    assert isinstance(fault, PeerProtocolError)
+    assert why in str(fault)
+
+
+async def test_bytes_that_are_no_frame(autojump_clock: MockClock) -> None:
+    async def babble(destination: ScriptedDestination) -> None:
+        await destination.streams["main"].send_all(b"HTTP/1.1 400 Bad Request\r\n")
+
+    fault = await failure(babble, "PING")
+    assert isinstance(fault, PeerProtocolError)
+    assert str(fault).startswith("return path: ")
+
+
+async def test_half_of_a_last_word(autojump_clock: MockClock) -> None:
+    async def mumble(destination: ScriptedDestination) -> None:
+        await destination.streams["main"].send_all(shut(0).encode()[:6])
+        await destination.close()
+
+    assert isinstance(await failure(mumble, "complete"), ConnectionLost)
+
+
+async def test_it_speaks_on_a_channel(autojump_clock: MockClock) -> None:
+    async def speak(destination: ScriptedDestination) -> None:
+        await destination.streams[1].send_all(b"?")
+
+    fault = await failure(speak, f"START {A}")
+    assert isinstance(fault, PeerProtocolError)
+    assert fault.channel == "channel 1"
+
+
+async def test_more_answers_than_questions(autojump_clock: MockClock) -> None:
+    """Harmless, and some QEMUs do."""
+    source = SimulatedSource(size=100, initial_bytes=10)
+    here, there = link()
+
+    async def do(name: str) -> None:
+        if name == f"START {A}":
+            await destination.say(pong(1), pong(7), SWITCHOVER_ACK, SWITCHOVER_ACK)
+
+    destination = ScriptedDestination(there, on=do)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(destination.run)
+        async with open_outgoing(
+            here, {A: source}, switchover_ack=True, machine="pc-q35-10.0"
+        ) as outgoing:
+            await outgoing.migrate()
+    assert source.finished
+
+
+async def test_it_takes_nothing_more(autojump_clock: MockClock) -> None:
+    async def hang(_: ScriptedDestination) -> None:
+        await trio.sleep_forever()
+
+    fault = await failure(
+        hang,
+        "SWITCHOVER_START",
+        deadlines=Deadlines(switchover=4),
+        within=4,
+    )
+    assert str(fault) == (
+        "switchover deadline of 4 s passed: waiting for the destination's last word"
+    )
+
+
+# Without a return path.
+
+STAGES_WITHOUT = STAGES[2:]
+
+
+@pytest.mark.parametrize("stage", STAGES_WITHOUT[:-2])
+async def test_it_leaves_without_a_return_path(
+    stage: str, autojump_clock: MockClock
+) -> None:
+    fault = await failure(closes("main", 0, 1), stage, return_path=False)
+    assert isinstance(fault, ConnectionLost)
+
+
+async def test_it_speaks_without_a_return_path(autojump_clock: MockClock) -> None:
+    fault = await failure(says(pong(1)), f"START {A}", return_path=False)
+    assert isinstance(fault, PeerProtocolError)
+    assert str(fault) == "main: the destination speaks without a return path"
+
+
+async def test_it_never_leaves_without_a_return_path(
+    autojump_clock: MockClock,
+) -> None:
+    async def nothing(destination: ScriptedDestination) -> None:
+        await trio.lowlevel.checkpoint()
+
+    fault = await failure(
+        nothing,
+        "complete",
+        return_path=False,
+        deadlines=Deadlines(silence=6),
+        within=6.5,
+    )
+    assert str(fault) == (
+        "silence deadline of 6 s passed: the destination does not close the connection"
+    )
