@@ -32,7 +32,7 @@ class Deadlines:
     while a source has opened channels but no main channel. Before switchover a
     source may rightly be silent for long.
 
-    At the source it counts from the switchover until all is sent. From then on the
+    At the source it counts from SWITCHOVER_START until all is sent. From then on the
     destination may take its time; whether its machine is still there is asked by
     TCP keepalive, within about this time. A destination that is not to answer has
     to close the connection within it.

@@ -381,11 +381,46 @@ async def test_the_switchover_deadline(autojump_clock: MockClock) -> None:
                 await outgoing.migrate()
     (fault,) = caught.value.exceptions
     assert str(fault) == (
-        f"switchover deadline of 2 s passed: waiting for {A}: read to end,"
-        " channel 0: the destination to take more,"
-        " channel 1: the destination to take more"
+        f"switchover deadline of 2 s passed: waiting for {A}: read to end"
     )
     assert (destination.closed_at, source.aborted_at) == (2, 3)
+    check_runs_again(source)
+
+
+async def test_the_guest_may_take_its_time_to_stop(autojump_clock: MockClock) -> None:
+    """That is no silence of the destination's."""
+    source = SimulatedSource(size=10)
+    here, there = link()
+    destination = ScriptedDestination(there)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(destination.run)
+        async with open_outgoing(
+            here, {A: source}, deadlines=Deadlines(silence=0.5)
+        ) as outgoing:
+            await outgoing.migrate(before_switchover=a_second)
+    assert source.finished
+
+
+async def test_silence_while_the_destination_takes_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    source = SimulatedSource(size=MIB)
+    here, there = link(window={0: 1000})
+    # It leaves the channel where it is.
+    destination = ScriptedDestination(there, channels=0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(destination.run)
+        with pytest.raises(MigrationFailed) as caught:
+            async with open_outgoing(
+                here, {A: source}, channels=1, deadlines=Deadlines(silence=2)
+            ) as outgoing:
+                await outgoing.migrate()
+    (fault,) = caught.value.exceptions
+    assert str(fault) == (
+        "silence deadline of 2 s passed:"
+        " waiting for channel 0: the destination to take more"
+    )
+    assert (trio.current_time(), source.aborted_at) == (2, 2)
     check_runs_again(source)
 
 

@@ -93,6 +93,7 @@ class Session(Migration):
     _pool: BufferPool = attrs.field(init=False)
     _put: trio.MemorySendChannel[Packet] = attrs.field(init=False)
     _packets: trio.MemoryReceiveChannel[Packet] = attrs.field(init=False)
+    _switched_over: trio.Event = attrs.field(factory=trio.Event, init=False)
     _all_sent: trio.Event = attrs.field(factory=trio.Event, init=False)
     _may_abort: trio.Event = attrs.field(factory=trio.Event, init=False)
     _plan: Plan | None = attrs.field(default=None, init=False)
@@ -144,7 +145,8 @@ class Session(Migration):
         self.spawn(self._migrate)
         activity = self.activity
         self.spawn(activity.watch_switchover, self.waiting_for)
-        began, sent = activity.switchover_began, self._all_sent
+        # Not from the guest's stop on: that is the caller's, and may take its time.
+        began, sent = self._switched_over, self._all_sent
         self.spawn(activity.watch_silence, began, sent, self.waiting_for)
         await self.ended.wait()
 
@@ -215,6 +217,7 @@ class Session(Migration):
             await device.stopped.wait()
         # Before any packet: a destination may hold channels up until it came.
         await self._main.switch_over()
+        self._switched_over.set()
 
     async def _send_state(self) -> None:
         for channel in self._channels:
