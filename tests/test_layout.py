@@ -48,21 +48,25 @@ ALLOWED: Final = MappingProxyType(
         "_errors": May("_result"),
         "_deadlines": May(""),
         "_values": May("", "trio_util"),
+        "_trace": May("", "attrs trio"),
         "_wire": May("_errors", "attrs", not_even=_SANS_IO),
         "_link": May("_errors", "attrs trio"),
         "_device": May("_errors _result", "attrs trio"),
-        "_migration": May("_errors _result _values _deadlines", "attrs trio"),
+        "_migration": May("_errors _result _values _deadlines _trace", "attrs trio"),
         "_receive": May(
-            "_migration _wire _link _device._port _errors _result _values _deadlines",
+            "_migration _wire _link _device._port _errors _result _values _deadlines"
+            " _trace",
             "attrs trio",
         ),
         "_send": May(
-            "_migration _wire _link _device._port _errors _result _values _deadlines",
+            "_migration _wire _link _device._port _errors _result _values _deadlines"
+            " _trace",
             "attrs trio",
         ),
         "_capture": May("_wire _device _errors _result", "attrs trio"),
         "__init__": May(
             "_receive _send _migration _capture _device _errors _result _deadlines"
+            " _trace"
         ),
         # Nothing below this line is imported from above it.
         "testing": May(

@@ -6,6 +6,7 @@ Wire-compatible with QEMU's multifd device state transfer.
 # General layout, the way the bytes go:
 #
 # _link      connections: addresses, sockets, reading into memory
+# _trace     what happens, in QEMU's words
 # _wire      bytes to packets and back; no I/O (S.. in its comments: see there)
 # _migration what a migration is in either direction: tasks, faults, an end
 # _receive   packets to devices: one task per connection, one per device
@@ -57,3 +58,4 @@ from ._send._outgoing import (
     Outgoing as Outgoing,
     open_outgoing as open_outgoing,
 )
+from ._trace import TraceEvent as TraceEvent

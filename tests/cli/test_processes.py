@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -154,6 +155,40 @@ async def test_receive_shows_tables(tmp_path: Path) -> None:
     assert IDSTR in run.stdout.decode()
     assert "completed after " in run.stdout.decode()
     assert path.stat().st_size == 60
+
+
+async def test_receive_with_a_trace(tmp_path: Path) -> None:
+    """Each line is QEMU's, with the time before it."""
+    path = tmp_path / "trace"
+    device = f"--device={IDSTR}=null:"
+    arguments = ["tcp:127.0.0.1:0", device, f"--trace={path}"]
+    async with running("receive", *arguments) as run:
+        await run.play(capture("d-1dev-2ch-rp-ack-proxy").directory)
+    assert run.process.returncode == 0
+    lines = path.read_text().splitlines()
+    pid = run.process.pid
+    found = [
+        re.fullmatch(rf"{pid}@[0-9]{{10}}\.[0-9]{{6}}:(.*)", line) for line in lines
+    ]
+    said = [match[1] for match in found if match is not None]
+    assert len(said) == len(lines)
+    assert said[0] == "migrate_set_state new state setup"
+    assert f"vfio_load_state_device_buffer_load_end  ({IDSTR}) idx 0" in said
+    assert said[-1] == f"vfio_load_cleanup  ({IDSTR})"
+
+
+async def test_a_trace_is_whole_after_a_cancel(tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+    device, trace = "--device=a=null:", f"--trace={path}"
+    async with running("receive", "tcp:127.0.0.1:0", device, trace) as run:
+        await run.address()
+        run.process.send_signal(signal.SIGTERM)
+    assert run.process.returncode == 143
+    last = path.read_text().splitlines()[-2:]
+    assert [line.partition(":")[2] for line in last] == [
+        "migrate_set_state new state cancelled",
+        "loadvm_state_cleanup ",
+    ]
 
 
 async def test_receive_what_is_cut(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from ._devices import SinkArgument
 from ._migration import MigrationCommand, deadlines, migration_options
 from ._options import json_option, traceback_option
 from ._plain import plain
+from ._trace import trace_option, tracing_to
 
 
 @click.command()
@@ -38,6 +39,7 @@ from ._plain import plain
     first_connection="Deadline for the source to connect.",
     handshake="Deadline for each connection's first bytes.",
 )
+@trace_option
 @traceback_option
 def receive(
     address: str,
@@ -47,20 +49,24 @@ def receive(
     as_json: bool,
     quiet: bool,
     device_grace: float,
+    trace_file: str | None,
     **seconds: float | None,
 ) -> int:
     """Listen on ADDRESS (tcp:HOST:PORT or unix:PATH) and receive one migration.
 
     Exit status: 0 if every device accepted its state, 1 if not.
     """
-    opening = open_incoming(
-        address,
-        **_sinks(devices, into),
-        deadlines=deadlines(seconds),
-        device_grace=device_grace,
-        digests=True,
-    )
-    return MigrationCommand(opening, _receive, as_json, quiet).run()
+    sinks = _sinks(devices, into)
+    with tracing_to(trace_file) as hook:
+        opening = open_incoming(
+            address,
+            **sinks,
+            deadlines=deadlines(seconds),
+            device_grace=device_grace,
+            digests=True,
+            trace=hook,
+        )
+        return MigrationCommand(opening, _receive, as_json, quiet).run()
 
 
 async def _receive(incoming: Incoming) -> None:

@@ -18,6 +18,7 @@ from .._result import (
     MigrationResult,
     SessionState,
 )
+from .._trace import Trace
 from .._values import AsyncValue
 from ._activity import Activity
 from ._calls import DeviceCalls
@@ -54,6 +55,7 @@ class Migration(abc.ABC):
     """
 
     activity: Activity
+    trace: Trace = attrs.field(factory=Trace, kw_only=True)
     stop: Stop = attrs.field(factory=Stop, init=False)
     state: AsyncValue[SessionState] = attrs.field(
         factory=lambda: AsyncValue(SessionState.SETUP), init=False
@@ -78,6 +80,7 @@ class Migration(abc.ABC):
         A fault ends them and is kept in `stop`; it is not raised. On return no
         device call is under way, and each device is completed or aborted.
         """
+        self.enter(SessionState.SETUP)
         try:
             with self.stop.tasks:
                 async with trio.open_nursery() as nursery:
@@ -97,6 +100,11 @@ class Migration(abc.ABC):
         guarded = partial(self.guard, task, *args, **kwargs)
         self._nursery.start_soon(guarded, name=task)
 
+    def enter(self, state: SessionState) -> None:
+        """Come to *state*."""
+        self.state.value = state
+        self.trace("migrate_set_state", state.value)
+
     def keep(self, device: Device) -> None:
         """See to it that *device*, once it begins, is released or aborted."""
         self._nursery.start_soon(device.calls.keep)
@@ -115,7 +123,7 @@ class Migration(abc.ABC):
     def complete(self) -> None:
         """The migration has succeeded, and nothing is left to do."""
         self.succeed()
-        self.state.value = SessionState.COMPLETED
+        self.enter(SessionState.COMPLETED)
         self.ended.set()
 
     async def call_back(self, name: str, call: Callable[[], Awaitable[None]]) -> None:
@@ -171,6 +179,8 @@ class Migration(abc.ABC):
         try:
             await task(*args, **kwargs)
         except TrioVfioError as fault:
+            if not self.stop.completed:
+                self.trace("migrate_error", fault)
             self.stop.fail(fault)
         except Exception:
             # A mistake, ours or a device's: it leaves as what it is.
@@ -186,7 +196,7 @@ class Migration(abc.ABC):
         for device in self.all_devices():
             device.progress.state.value = DeviceState.FAILED
         failed = bool(self.stop.faults) or self.error is not None or self._crashed
-        self.state.value = SessionState.FAILED if failed else SessionState.CANCELLED
+        self.enter(SessionState.FAILED if failed else SessionState.CANCELLED)
         self.ended.set()
 
     def _other_errors(self) -> tuple[str, ...]:

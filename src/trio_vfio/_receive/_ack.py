@@ -48,6 +48,11 @@ class SwitchoverAck:
         """The source can hear us; *all_known*: no more devices are to come."""
         return self._when_none_counts() if all_known else 0
 
+    @property
+    def pending(self) -> int:
+        """Devices whose initial data is still to come."""
+        return len(self._counting)
+
     def part_came(self, device: str) -> None:
         """The device does take data before switchover."""
         self._unsure.discard(device)

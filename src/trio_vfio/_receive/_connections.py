@@ -17,7 +17,7 @@ from typing import Final, TypeGuard, final
 import attrs
 import trio
 
-from .._errors import PeerProtocolError, describe
+from .._errors import ConnectionLost, PeerProtocolError, describe
 from .._link._stream import plain_stream, receive_exactly
 from .._migration._stop import log
 from .._values import AsyncValue
@@ -203,13 +203,21 @@ class Connections:
         if packet.channel_id in channels:
             raise _NotAPeerError(f"channel {packet.channel_id} is there already")
         self._uuid = packet.uuid
+        self.session.trace("multifd_recv_new_channel", packet.channel_id)
         return self.session.router.open_channel(packet.channel_id)
 
     async def _serve_channel(self, stream: trio.abc.Stream, channel: Channel) -> None:
         session = self.session
-        await receive_channel(
-            stream, channel, session.router, session.wait_for_page_size
-        )
+        session.trace("multifd_recv_thread_start", channel.id)
+        try:
+            await receive_channel(
+                stream, channel, session.router, session.wait_for_page_size
+            )
+        except (PeerProtocolError, ConnectionLost):
+            session.trace("multifd_recv_terminate_threads", 1)
+            raise
+        finally:
+            session.trace("multifd_recv_thread_end", channel.id, channel.packets)
 
     async def _serve_main(self, main: MainChannel, first: bytes) -> None:
         await main.receive(first)

@@ -21,6 +21,7 @@ from .._link._address import (
 from .._migration._block import beside
 from .._migration._progress import DeviceProgress
 from .._result import MigrationResult, SessionState
+from .._trace import Trace, TraceEvent
 from .._values import AsyncValue
 from .._wire._limits import MIB
 from ._connections import Connections
@@ -98,6 +99,7 @@ async def open_incoming(
     max_session_bytes: int = 512 * MIB,
     legacy_switchover_ack: bool | None = None,
     before_shut: BeforeShut | None = None,
+    trace: Callable[[TraceEvent], None] | None = None,
     ssl_context: ssl.SSLContext | None = None,
 ) -> AsyncGenerator[Incoming, None]:
     """Receive one migration while the ``async with`` block runs.
@@ -134,6 +136,9 @@ async def open_incoming(
       before_shut: awaited when every device has accepted its state and before
         the source is told. If it raises, the migration fails, and what it
         raised leaves the block.
+      trace: called with all that happens, under QEMU's names, in Trio's thread
+        and between two steps of ours: it must not take long. If it raises, that
+        is logged and it is not called again; the migration goes on.
       ssl_context: for a server; every connection must then be TLS.
 
     Raises:
@@ -156,7 +161,8 @@ async def open_incoming(
             max_session_bytes=max_session_bytes,
             legacy_switchover_ack=legacy_switchover_ack,
             before_shut=before_shut,
-        )
+        ),
+        trace=Trace(trace),
     )
     async with _listening(where) as (listeners, given):
         connections = Connections(session, listeners, given, ssl_context)
@@ -171,6 +177,7 @@ async def _run(session: Session, connections: Connections) -> None:
     finally:
         # Waits for no peer, and for a TLS one only with a deadline of its own.
         await connections.close()  # noqa: ASYNC102
+        session.trace_cleanup()
 
 
 @asynccontextmanager

@@ -20,6 +20,7 @@ from .._migration._calls import DeviceCalls
 from .._migration._position import Position
 from .._migration._progress import DeviceProgress
 from .._result import DeviceResult, DeviceState
+from .._trace import Trace
 from .._wire._multifd import StatePacket
 from .._wire._vfio_section import config_blob_untrusted
 from ._reorder import ReorderQueue
@@ -45,6 +46,7 @@ class IncomingDevice:
     """Awaited when bytes were given back, which other devices may wait for."""
     check_progress: Callable[[], None]
     """Called when this device has to wait, or is done: raises if all wait for good."""
+    trace: Trace
 
     announced: bool = attrs.field(default=False, init=False)
     """Whether a START section has named it."""
@@ -81,7 +83,9 @@ class IncomingDevice:
         if self.progress.transfer not in (None, kind):
             reason = f"{self.name}: state after switchover both on main and by multifd"
             raise PeerProtocolError(reason, offset=offset)
-        self.progress.transfer = kind
+        known, self.progress.transfer = self.progress.transfer, kind
+        if known is None:
+            self._trace_start()
 
     async def write_main(
         self, data: bytes, *, precopy: bool, begins_block: bool
@@ -105,6 +109,8 @@ class IncomingDevice:
 
     async def put(self, packet: StatePacket) -> None:
         """Queue a packet that has arrived. Does not wait for the device."""
+        idx = packet.header.idx
+        self.trace("vfio_load_state_device_buffer_incoming", self.name, idx)
         async with self.arrived:
             self.queue.put(packet)
             if self.queue.has_due:
@@ -133,20 +139,34 @@ class IncomingDevice:
         """
         began = trio.current_time()
         self.progress.state.value = DeviceState.LOADING
-        while run := await self._take_run():
-            await self._write([(packet.header.idx, packet.data) for packet in run])
-            self.progress.buffers += len(run)
-            await self._release(run)
-        blob = await self._take_config()
-        await self.calls.call("load_config", self.sink.load_config, blob)
-        self.progress.config_bytes = len(blob)
-        if self.position.digest is not None:
-            self._config_sha256 = hashlib.sha256(blob).hexdigest()
-        await self.calls.call("finish", self.sink.finish)
+        self._trace_start()
+        try:
+            await self._load()
+        finally:
+            if self.progress.transfer == "multifd":
+                self.trace("vfio_load_bufs_thread_end", self.name)
         self.progress.seconds = trio.current_time() - began
         self.progress.state.value = DeviceState.COMPLETED
         self.done.set()
         self.check_progress()
+
+    async def _load(self) -> None:
+        while run := await self._take_run():
+            if run[0].header.idx == 0:
+                self.trace("vfio_load_state_device_buffer_start", self.name)
+            await self._write([(packet.header.idx, packet.data) for packet in run])
+            self.progress.buffers += len(run)
+            if self.queue.has_due and self.queue.due == self.queue.config_idx:
+                self.trace("vfio_load_state_device_buffer_end", self.name)
+            await self._release(run)
+        blob = await self._take_config()
+        self.trace("vfio_load_device_config_state_start", self.name)
+        await self.calls.call("load_config", self.sink.load_config, blob)
+        self.trace("vfio_load_device_config_state_end", self.name)
+        self.progress.config_bytes = len(blob)
+        if self.position.digest is not None:
+            self._config_sha256 = hashlib.sha256(blob).hexdigest()
+        await self.calls.call("finish", self.sink.finish)
 
     def result(self, errors: Sequence[str]) -> DeviceResult:
         """Return what the device has got so far."""
@@ -169,7 +189,7 @@ class IncomingDevice:
         )
 
     async def _write(self, buffers: Sequence[tuple[int | None, memoryview]]) -> None:
-        run = Run(self.position, buffers)
+        run = Run(self.position, buffers, name=self.name, trace=self.trace)
         await self.calls.call("write", self.sink.write, run)
         if self.position.stopping:
             await trio.sleep_forever()
@@ -187,6 +207,7 @@ class IncomingDevice:
             if not self._has_next:
                 self.progress.starved += 1
                 self.progress.waiting_for = self.queue.due
+                self._trace_starved()
                 self.check_progress()
             while not self._has_next:
                 await self.arrived.wait()
@@ -195,6 +216,21 @@ class IncomingDevice:
             # The window has moved.
             self.arrived.notify_all()
             return run
+
+    def _trace_start(self) -> None:
+        """Say that it is loaded, once it is known to come over the channels.
+
+        QEMU knows that from the beginning, and has no thread for the others.
+        """
+        multifd = self.progress.transfer == "multifd"
+        if multifd and self.progress.state.value is DeviceState.LOADING:
+            self.trace("vfio_load_bufs_thread_start", self.name)
+            self._trace_starved()
+
+    def _trace_starved(self) -> None:
+        idx = self.progress.waiting_for
+        if idx is not None and self.progress.transfer == "multifd":
+            self.trace("vfio_load_state_device_buffer_starved", self.name, idx)
 
     @property
     def _has_next(self) -> bool:

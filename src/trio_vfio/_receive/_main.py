@@ -32,6 +32,7 @@ from .._wire._ram import RAM
 from .._wire._return_path import SWITCHOVER_ACK, pong
 from ._ack import SwitchoverAck
 from ._loader import IncomingDevice
+from ._main_trace import MainTrace
 from ._return_path import ReturnPath
 from ._session import Session
 
@@ -54,6 +55,7 @@ class MainChannel:
     stream: trio.abc.Stream
     decoder: MainDecoder
     _ack: SwitchoverAck = attrs.field(init=False)
+    _events: MainTrace = attrs.field(init=False)
     _return_path: ReturnPath | None = attrs.field(default=None, init=False)
     _closed: bool = attrs.field(default=False, init=False)
     """Whether the source has closed its half of the connection."""
@@ -61,6 +63,9 @@ class MainChannel:
     """Whether the stream was taken to have ended because nothing more came."""
     source_left: trio.Event = attrs.field(factory=trio.Event, init=False)
     """Set when nothing more can come from the source, after the end of its stream."""
+
+    def __attrs_post_init__(self) -> None:
+        self._events = MainTrace(self.session.trace)
 
     async def receive(self, first: bytes) -> None:
         """Take the stream, which begins with *first*, until all devices are loaded.
@@ -119,7 +124,8 @@ class MainChannel:
 
     async def _handle_events(self) -> None:
         while (event := self.decoder.next_event()) is not None:
-            await self._handle(event)
+            with self._events.traced(event):
+                await self._handle(event)
 
     async def _handle(self, event: MainEvent) -> None:
         match event:
@@ -139,7 +145,9 @@ class MainChannel:
                 await self._take_config(event)
             case InitDataSent():
                 name = self._device(event.section).name
-                await self._acknowledge(self._ack.init_data_sent(name))
+                acks = self._ack.init_data_sent(name)
+                self.session.trace("loadvm_approve_switchover", self._ack.pending)
+                await self._acknowledge(acks)
             case SectionEnd():
                 await self._end_section(event.section)
             case Command():
@@ -233,6 +241,7 @@ class MainChannel:
         self.session.spawn(self._watch_source)
         for device in list(router.devices.values()):
             await device.done.wait()
+        self.session.trace("process_incoming_migration_co_end", 0, 0)
         await self.session.conclude(self._return_path)
 
     async def _watch_source(self) -> None:

@@ -11,6 +11,7 @@ import trio
 from .._errors import ConnectionLost
 from .._link._stream import was_reset
 from .._migration._stop import Stop, log
+from .._trace import Trace
 from .._wire._return_path import ReturnPathFrame, shut
 
 SHUT_GRACE: Final = 0.5
@@ -29,6 +30,7 @@ class ReturnPath:
     stop: Stop
     on_success: Callable[[], None]
     """Called when the source has been told that all is loaded."""
+    trace: Trace
 
     source_closed: bool = attrs.field(default=False, init=False)
     """Whether the source has closed its half of the connection, or all of it."""
@@ -78,7 +80,7 @@ class ReturnPath:
 
     async def _answer(self, frame: ReturnPathFrame) -> None:
         try:
-            await self.stream.send_all(frame.encode())
+            await self._send(frame)
         except trio.BrokenResourceError as error:
             fault = _lost(error)
             # Whoever reads from the connection knows better what became of it.
@@ -96,10 +98,14 @@ class ReturnPath:
             reason = "the source had closed the connection before it was told"
             raise ConnectionLost(reason, channel="main")
 
+    async def _send(self, frame: ReturnPathFrame) -> None:
+        self.trace("migrate_send_rp_message", frame.type, len(frame.payload))
+        await self.stream.send_all(frame.encode())
+
     async def _send_shut(self, value: int) -> None:
         with trio.move_on_after(SHUT_GRACE, shield=True):
             try:
-                await self.stream.send_all(shut(value).encode())
+                await self._send(shut(value))
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 raise _lost(error) from error
             return

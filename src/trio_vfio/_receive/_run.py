@@ -8,6 +8,7 @@ from typing import final
 import attrs
 
 from .._migration._position import Position
+from .._trace import Trace
 
 
 @final
@@ -25,6 +26,9 @@ class Run(Iterator[memoryview]):
     _current: memoryview | None = attrs.field(default=None, init=False)
     exhausted: bool = attrs.field(default=False, init=False)
     """Whether all buffers are written, or the run was told to stop."""
+    _name: str = attrs.field(default="", alias="name", kw_only=True)
+    _trace: Trace | None = attrs.field(default=None, alias="trace", kw_only=True)
+    """Told of each buffer that has an index, in whatever thread it is."""
 
     def __next__(self) -> memoryview:
         self._count_current()
@@ -36,6 +40,8 @@ class Run(Iterator[memoryview]):
             raise StopIteration
         self.position.idx, self._current = self._buffers[self._next]
         self._next += 1
+        if self._trace is not None and (idx := self.position.idx) is not None:
+            self._trace("vfio_load_state_device_buffer_load_start", self._name, idx)
         return self._current
 
     def _count_current(self) -> None:
@@ -44,4 +50,6 @@ class Run(Iterator[memoryview]):
         if self.position.digest is not None:
             self.position.digest.update(self._current)
         self.position.bytes += len(self._current)
+        if self._trace is not None and (idx := self.position.idx) is not None:
+            self._trace("vfio_load_state_device_buffer_load_end", self._name, idx)
         self.position.idx = self._current = None

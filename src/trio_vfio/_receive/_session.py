@@ -110,7 +110,7 @@ class Session(Migration):
         """The main stream has begun."""
         self._page_size = page_size
         self._configuration.set()
-        self.state.value = SessionState.ACTIVE
+        self.enter(SessionState.ACTIVE)
 
     async def wait_for_page_size(self) -> int:
         """Wait until the main stream has said what a channel has to know."""
@@ -119,7 +119,7 @@ class Session(Migration):
 
     def open_return_path(self, stream: trio.abc.Stream) -> ReturnPath:
         """The source listens on *stream*: start the task that speaks."""
-        return_path = ReturnPath(stream, self.stop, self.complete)
+        return_path = ReturnPath(stream, self.stop, self.complete, self.trace)
         self.spawn(return_path.run)
         return return_path
 
@@ -127,6 +127,7 @@ class Session(Migration):
         """The source's guest stands still, from the first sign of it."""
         if self.activity.switchover_at is None:
             self.activity.begin_switchover()
+            # Untraced: this state of QEMU's is one of the source.
             self.state.value = SessionState.DEVICE
 
     async def start_loading(self) -> None:
@@ -163,6 +164,15 @@ class Session(Migration):
             return_path.succeed()
             await self.ended.wait()
 
+    def trace_cleanup(self) -> None:
+        """Say that all that was taken up is given back."""
+        if self.router.channels:
+            self.trace("multifd_recv_terminate_threads", 0)
+        self.trace("loadvm_state_cleanup")
+        for device in self.all_devices():
+            if device.calls.began:
+                self.trace("vfio_load_cleanup", device.name)
+
     def _make_device(self, idstr: str, instance_id: int) -> IncomingDevice | None:
         if self.options.make is None:
             return None
@@ -191,4 +201,5 @@ class Session(Migration):
             progress=DeviceProgress(*key, position),
             after_release=self.router.wake_over_budget,
             check_progress=self.router.check_progress,
+            trace=self.trace,
         )

@@ -167,7 +167,7 @@ class Session(Migration):
         await self._asked.wait()
         assert self._plan is not None
         plan = self._plan
-        self.state.value = SessionState.ACTIVE
+        self.enter(SessionState.ACTIVE)
         for device in self.all_devices():
             self.keep(device)
             await device.begin()
@@ -208,7 +208,7 @@ class Session(Migration):
 
     async def _switch_over(self, before: BeforeSwitchover | None) -> None:
         self.activity.begin_switchover()
-        self.state.value = SessionState.DEVICE
+        self.enter(SessionState.DEVICE)
         if before is not None:
             await self.call_back("before_switchover", before)
         for device in self.all_devices():
