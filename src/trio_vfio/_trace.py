@@ -46,17 +46,12 @@ LINES: Final = MappingProxyType(
         " precopy dirty size {precopy_dirty_size}",
         "vfio_save_block": " ({name}) data_size {data_size}",
         "vfio_save_block_precopy_empty_hit": " ({name})",
-        "vfio_save_complete_precopy_start": " ({name})",
-        "vfio_save_complete_precopy": " ({name}) ret {ret}",
         "vfio_save_complete_precopy_thread_start": " ({name}) idstr {idstr}"
         " instance {instance_id}",
         # Its ret is 1 for success, unlike that of all others.
         "vfio_save_complete_precopy_thread_end": " ({name}) ret {ret:d}",
         "vfio_save_device_config_state": " ({name})",
         "vfio_save_cleanup": " ({name})",
-        "vfio_state_pending_estimate": " ({name}) precopy {precopy}"
-        " postcopy {postcopy} precopy initial size {precopy_init_size}"
-        " precopy dirty size {precopy_dirty_size}",
         "vfio_state_pending_exact": " ({name}) precopy {precopy}"
         " postcopy {postcopy} stopcopy size {stopcopy_size}"
         " precopy initial size {precopy_init_size}"
@@ -84,25 +79,16 @@ LINES: Final = MappingProxyType(
         "savevm_state_header": "",
         "savevm_state_setup": "",
         "savevm_state_iterate": "",
-        "savevm_state_cleanup": "",
         "savevm_section_start": "{idstr}, section_id {section_id}",
         "savevm_section_end": "{idstr}, section_id {section_id} -> {ret}",
-        "savevm_section_skip": "{idstr}, section_id {section_id}",
         "savevm_command_send": "com={command:#x} len={len}",
         "savevm_send_switchover_start": "",
         "savevm_send_ping": "{val:#x}",
         "savevm_send_open_return_path": "",
-        "migrate_pending_estimate": "estimate pending size {size}"
-        " (pre = {pre} post={post})",
-        "migrate_pending_exact": "exact pending size {size} (pre = {pre} post={post})",
-        "migration_thread_low_pending": "{pending}",
-        "migration_transferred_bytes": "qemu_file {qemu_file} multifd {multifd}"
-        " RDMA {rdma}",
         "source_return_path_thread_entry": "",
         "source_return_path_thread_loop_top": "",
         "source_return_path_thread_pong": "{val:#x}",
         "source_return_path_thread_shut": "{val:#x}",
-        "source_return_path_thread_resume_ack": "{v}",
         "source_return_path_thread_switchover_acked": "",
         "source_return_path_thread_bad_end": "",
         "source_return_path_thread_end": "",
@@ -111,7 +97,6 @@ LINES: Final = MappingProxyType(
         "multifd_send_thread_start": "{id}",
         "multifd_send_thread_end": "channel {id} packets {packets}",
         "multifd_send_error": "channel {id}",
-        "multifd_send_terminate_threads": "",
         # Both.
         "migrate_set_state": "new state {new_state}",
         "migrate_error": "error={error_desc}",

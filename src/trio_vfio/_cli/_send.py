@@ -16,6 +16,7 @@ from .._device import SnapshotDirectory
 from ._devices import MakeSource, SourceArgument
 from ._migration import MigrationCommand, deadlines, migration_options
 from ._options import Seconds, Size, json_option, traceback_option
+from ._trace import trace_option, tracing_to
 
 
 @click.command()
@@ -91,6 +92,7 @@ from ._options import Seconds, Size, json_option, traceback_option
     first_connection="Deadline for all connections to be made.",
     handshake="Deadline for the destination's first answer.",
 )
+@trace_option
 @traceback_option
 def send(
     address: str,
@@ -108,6 +110,7 @@ def send(
     return_path: bool,
     switchover_ack: bool,
     device_grace: float,
+    trace_file: str | None,
     **seconds: float | None,
 ) -> int:
     """Connect to ADDRESS (tcp:HOST:PORT or unix:PATH) and send one migration there.
@@ -124,9 +127,11 @@ def send(
         "device_grace": device_grace,
         "digests": True,
     }
-    opening = _open(address, _named(devices, snapshot, precopy), snapshot, options)
+    sources = _named(devices, snapshot, precopy)
     work = partial(_send, max_rounds=max_rounds, downtime=downtime)
-    return MigrationCommand(opening, work, as_json, quiet).run()
+    with tracing_to(trace_file) as hook:
+        opening = _open(address, sources, snapshot, {**options, "trace": hook})
+        return MigrationCommand(opening, work, as_json, quiet).run()
 
 
 async def _send(outgoing: Outgoing, *, max_rounds: int, downtime: float) -> None:

@@ -105,6 +105,12 @@ class Migration(abc.ABC):
         self.state.value = state
         self.trace("migrate_set_state", state.value)
 
+    def fail(self, fault: TrioVfioError) -> None:
+        """End the migration because of *fault*, unless it has succeeded."""
+        if not self.stop.completed:
+            self.trace("migrate_error", fault)
+        self.stop.fail(fault)
+
     def keep(self, device: Device) -> None:
         """See to it that *device*, once it begins, is released or aborted."""
         self._nursery.start_soon(device.calls.keep)
@@ -179,9 +185,7 @@ class Migration(abc.ABC):
         try:
             await task(*args, **kwargs)
         except TrioVfioError as fault:
-            if not self.stop.completed:
-                self.trace("migrate_error", fault)
-            self.stop.fail(fault)
+            self.fail(fault)
         except Exception:
             # A mistake, ours or a device's: it leaves as what it is.
             self._crashed = True

@@ -19,6 +19,7 @@ from .._errors import (
 )
 from .._migration._activity import Activity
 from .._migration._stop import Stop, log
+from .._trace import Trace
 from .._values import AsyncValue
 from .._wire._return_path import ReturnPathDecoder, ReturnPathFrame, ReturnPathType
 
@@ -38,8 +39,11 @@ class Answers:
     return_path: bool
     stop: Stop
     activity: Activity
+    trace: Trace
     all_sent: trio.Event
     """Set when every byte of the migration was handed to the system."""
+    fail: Callable[[TrioVfioError], None]
+    """Records a fault, which cancels everything."""
     on_success: Callable[[], Awaitable[None]]
     """Awaited, shielded, when the destination has all devices."""
     on_failure: Callable[[], Awaitable[None]]
@@ -67,8 +71,10 @@ class Answers:
         `ConnectionLost` if it leaves without a word, `PeerProtocolError` if it says
         what no destination says.
         """
+        self.trace("source_return_path_thread_entry")
         try:
             while not self._succeeded:
+                self.trace("source_return_path_thread_loop_top")
                 await self._hear()
             # Its word may overtake the end of our own sending, if only just.
             await self.all_sent.wait()
@@ -80,11 +86,13 @@ class Answers:
             raise
         except TrioVfioError as fault:
             # First of all, so that the connections do not seem to break by themselves.
-            self.stop.fail(fault)
+            self.trace("source_return_path_thread_bad_end")
+            self.fail(fault)
             with trio.CancelScope(shield=True):
                 await self.on_failure()
             return
         finally:
+            self.trace("source_return_path_thread_end")
             self._ended.set()
         with trio.CancelScope(shield=True):
             await self.on_success()
@@ -135,13 +143,16 @@ class Answers:
     def _answer(self, frame: ReturnPathFrame) -> None:
         match frame.type:
             case ReturnPathType.PONG:
+                self.trace("source_return_path_thread_pong", frame.value)
                 if frame.value == PING_VALUE:
                     self.ponged.set()
             case ReturnPathType.SWITCHOVER_ACK:
+                self.trace("source_return_path_thread_switchover_acked")
                 self.acks.value += 1
-            case ReturnPathType.SHUT if frame.value:
-                raise DestinationFailed
             case ReturnPathType.SHUT:
+                self.trace("source_return_path_thread_shut", frame.value)
+                if frame.value:
+                    raise DestinationFailed
                 if not self.may_succeed:
                     raise PeerProtocolError("success before all was sent")
                 self._succeeded = True

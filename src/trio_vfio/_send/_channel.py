@@ -11,6 +11,7 @@ from .._errors import ConnectionLost, PeerProtocolError
 from .._link._stream import send_some
 from .._migration._activity import Activity
 from .._result import ChannelResult
+from .._trace import Trace
 from .._wire._multifd import INITIAL_SIZE, InitialPacket
 from ._answers import Answers
 from ._device import Packet
@@ -25,6 +26,7 @@ class OutgoingChannel:
     stream: trio.abc.Stream
     answers: Answers
     activity: Activity
+    trace: Trace
 
     sent_bytes: int = attrs.field(default=0, init=False)
     """How many have gone."""
@@ -51,7 +53,9 @@ class OutgoingChannel:
         Raises:
           ConnectionLost: if the connection breaks.
         """
+        self.trace("multifd_new_send_channel_async", self.id)
         await self._send([memoryview(InitialPacket(uuid, self.id).encode())])
+        self.trace("multifd_send_thread_start", self.id)
         assert self.sent_bytes == INITIAL_SIZE
 
     async def send(self, packets: trio.MemoryReceiveChannel[Packet]) -> None:
@@ -71,6 +75,7 @@ class OutgoingChannel:
             device = packet.device
             if packet.buffer is not None:
                 await device.pool.give_back(device.share, [packet.buffer])
+        self.trace("multifd_send_thread_end", self.id, self.packets)
         self.sent.set()
 
     async def watch(self) -> None:
@@ -108,4 +113,5 @@ class OutgoingChannel:
             return
         await self.answers.last_words()
         if not self.sent.is_set():
+            self.trace("multifd_send_error", self.id)
             raise ConnectionLost(reason, channel=self.name) from cause

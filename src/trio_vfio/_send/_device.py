@@ -18,6 +18,7 @@ from .._migration._calls import DeviceCalls
 from .._migration._position import Position
 from .._migration._progress import DeviceProgress
 from .._result import DeviceResult, DeviceState
+from .._trace import Trace
 from .._wire._limits import MAX_CONFIG
 from .._wire._main_events import Section
 from .._wire._multifd import StateFlag, StateHeader
@@ -60,6 +61,7 @@ class OutgoingDevice:
     progress: DeviceProgress
     pool: BufferPool
     share: Share
+    trace: Trace
 
     precopy: bool = attrs.field(default=False, init=False)
     """Whether it gives data before `stop`."""
@@ -94,6 +96,7 @@ class OutgoingDevice:
         self.precopy = await self.calls.begin(self.source.begin)
         if self.precopy:
             self.progress.state.value = DeviceState.PRECOPY
+        self.trace("vfio_save_setup", self.name, self.pool.size)
         await self.ask_pending()
 
     async def ask_pending(self) -> None:
@@ -102,11 +105,13 @@ class OutgoingDevice:
         Raises:
           DeviceError: if that fails.
         """
-        self.pending = await self.calls.call("pending", self.source.pending)
-        self.progress.expected_bytes = self.position.bytes + (
-            self.pending.stop_copy_bytes
-            or self.pending.initial_bytes + self.pending.dirty_bytes
-        )
+        pending = await self.calls.call("pending", self.source.pending)
+        self.pending = pending
+        initial, dirty = pending.initial_bytes, pending.dirty_bytes
+        left = pending.stop_copy_bytes or initial + dirty
+        self.progress.expected_bytes = self.position.bytes + left
+        # QEMU's precopy is all that is left, and nothing comes after the switchover.
+        self.trace("vfio_state_pending_exact", self.name, left, 0, left, initial, dirty)
 
     async def read_block(self, buffer: bytearray) -> memoryview:
         """Read one block of pre-copy data; empty if there is no more for now.
@@ -114,11 +119,19 @@ class OutgoingDevice:
         Raises:
           DeviceError: if the device fails.
         """
+        if not self.progress.precopy_bytes:
+            self.trace("vfio_save_iterate_start", self.name)
         count = sum(await self._read([buffer]))
+        if count:
+            self.trace("vfio_save_block", self.name, count)
+        else:
+            self.trace("vfio_save_block_precopy_empty_hit", self.name)
         data = memoryview(buffer)[:count]
         await self._count(data)
         self.progress.precopy_bytes += count
         self._subtract(count)
+        left = self.pending
+        self.trace("vfio_save_iterate", self.name, left.initial_bytes, left.dirty_bytes)
         return data
 
     async def stop(self) -> None:
@@ -141,6 +154,7 @@ class OutgoingDevice:
         Raises:
           DeviceError: if the device fails.
         """
+        self._trace_start()
         idx, count = 0, 1
         at_end = False
         while not at_end:
@@ -162,6 +176,17 @@ class OutgoingDevice:
         self.position.idx = None
         await self._queue(await self._config(idx))
         self._put.close()
+        # Unlike elsewhere, 1 is success.
+        self.trace("vfio_save_complete_precopy_thread_end", self.name, 1)
+
+    def _trace_start(self) -> None:
+        section = self.section
+        self.trace(
+            "vfio_save_complete_precopy_thread_start",
+            self.name,
+            section.idstr,
+            section.instance_id,
+        )
 
     async def hand_over(self, to: trio.MemorySendChannel[Packet]) -> None:
         """Hand all packets over, in order of their index, whenever a channel is idle.
@@ -184,6 +209,7 @@ class OutgoingDevice:
           DeviceError: if it cannot be let go of.
         """
         await self.calls.call("finish", self.source.finish)
+        self.trace("vfio_save_cleanup", self.name)
 
     def result(self, errors: Sequence[str]) -> DeviceResult:
         """Return what the device has given so far."""
@@ -261,6 +287,7 @@ class OutgoingDevice:
         return StateHeader(name, idx, size, instance_id=instance_id)
 
     async def _config(self, idx: int) -> Packet:
+        self.trace("vfio_save_device_config_state", self.name)
         blob = await self.calls.call("config", self.source.config)
         if len(blob) > MAX_CONFIG:
             reason = f"a config blob of {len(blob)} bytes; the most is {MAX_CONFIG}"

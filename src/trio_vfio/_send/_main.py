@@ -15,6 +15,7 @@ import trio
 from .._errors import ConnectionLost
 from .._link._stream import send_some
 from .._migration._activity import Activity
+from .._trace import Trace
 from .._wire._main_encode import (
     END_PAYLOAD,
     SETUP_PAYLOAD,
@@ -45,17 +46,20 @@ class MainChannel:
     machine: str
     answers: Answers
     activity: Activity
+    trace: Trace
 
     sent_bytes: int = attrs.field(default=0, init=False)
     """How many have gone."""
 
     async def begin(self) -> None:
         """Send the header and the configuration; ask for an answer, if there can be."""
+        self.trace("savevm_state_header")
         await self._send(encode_header(self.machine))
         if self.answers.return_path:
-            await self._send(encode_command(CommandType.OPEN_RETURN_PATH))
-            ping = PING_VALUE.to_bytes(4)
-            await self._send(encode_command(CommandType.PING, ping))
+            self.trace("savevm_send_open_return_path")
+            await self._command(CommandType.OPEN_RETURN_PATH)
+            self.trace("savevm_send_ping", PING_VALUE)
+            await self._command(CommandType.PING, PING_VALUE.to_bytes(4))
 
     async def announce(self, section: Section) -> None:
         """Send the START section of a device."""
@@ -78,7 +82,8 @@ class MainChannel:
 
     async def switch_over(self) -> None:
         """Send SWITCHOVER_START."""
-        await self._send(encode_command(CommandType.SWITCHOVER_START))
+        self.trace("savevm_send_switchover_start")
+        await self._command(CommandType.SWITCHOVER_START)
 
     async def end(self, sections: Sequence[Section]) -> None:
         """Send the END sections, which hold nothing."""
@@ -93,11 +98,17 @@ class MainChannel:
         self.answers.may_succeed = True
         await self._send(encode_end(encode_description(self.machine, sections)))
 
+    async def _command(self, command: CommandType, payload: bytes = b"") -> None:
+        self.trace("savevm_command_send", command, len(payload))
+        await self._send(encode_command(command, payload))
+
     async def _section(
         self, section: Section, type_: SectionType, *payload: bytes | memoryview
     ) -> None:
+        self.trace("savevm_section_start", section.idstr, section.section_id)
         head = encode_section_header(attrs.evolve(section, type=type_))
         await self._send(head, *payload, footer(section.section_id))
+        self.trace("savevm_section_end", section.idstr, section.section_id, 0)
 
     async def _send(self, *pieces: bytes | memoryview) -> None:
         left = [memoryview(piece) for piece in pieces]

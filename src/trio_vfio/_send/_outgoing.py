@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import uuid as uuids
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, final
@@ -16,6 +16,7 @@ from .._device._port import StateSource
 from .._migration._block import beside
 from .._migration._progress import DeviceProgress
 from .._result import MigrationResult, SessionState
+from .._trace import Trace, TraceEvent
 from .._values import AsyncValue
 from .._wire._idstr import is_idstr, is_vfio
 from .._wire._limits import MAX_CHANNELS, MAX_DEVICES, MAX_MACHINE_TYPE, MIB
@@ -123,6 +124,7 @@ async def open_outgoing(
     max_session_bytes: int = 512 * MIB,
     ssl_context: ssl.SSLContext | None = None,
     server_hostname: str | None = None,
+    trace: Callable[[TraceEvent], None] | None = None,
 ) -> AsyncGenerator[Outgoing, None]:
     """Connect to a destination, to which `Outgoing.migrate` then takes *devices*.
 
@@ -163,6 +165,8 @@ async def open_outgoing(
       ssl_context: for a client; every connection is then TLS.
       server_hostname: what the destination's certificate must be for; None: the
         host of the address.
+      trace: called with all that happens, under QEMU's names, in Trio's thread.
+        If it raises, that is logged and it is called no more.
 
     Raises:
       MigrationFailed: with every fault that was found: `PeerProtocolError`,
@@ -196,7 +200,7 @@ async def open_outgoing(
         ssl_context=ssl_context,
         server_hostname=server_hostname,
     ) as connections:
-        session = Session(options, connections)
+        session = Session(options, connections, trace=Trace(trace))
         async with beside(session, partial(session.run, session.serve)):
             yield Outgoing(session)
 

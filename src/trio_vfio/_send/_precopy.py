@@ -98,6 +98,7 @@ class Precopy:
 
     async def _round(self) -> None:
         self.rounds += 1
+        self.main.trace("savevm_state_iterate")
         share = Share(1)
         buffers = await self.pool.take(share, 1)
         began = trio.current_time()

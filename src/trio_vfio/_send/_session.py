@@ -108,15 +108,21 @@ class Session(Migration):
             return_path=options.return_path,
             stop=self.stop,
             activity=self.activity,
+            trace=self.trace,
             all_sent=self._all_sent,
+            fail=self.fail,
             on_success=self._let_go,
             on_failure=self._disconnect,
         )
         self._main = MainChannel(
-            self.connections.main, options.machine, self._answers, self.activity
+            self.connections.main,
+            options.machine,
+            self._answers,
+            self.activity,
+            self.trace,
         )
         self._channels = [
-            OutgoingChannel(id_, stream, self._answers, self.activity)
+            OutgoingChannel(id_, stream, self._answers, self.activity, self.trace)
             for id_, stream in enumerate(self.connections.channels)
         ]
         size = options.buffer_size
@@ -167,6 +173,7 @@ class Session(Migration):
         await self._asked.wait()
         assert self._plan is not None
         plan = self._plan
+        self.trace("savevm_state_setup")
         self.enter(SessionState.ACTIVE)
         for device in self.all_devices():
             self.keep(device)
@@ -323,4 +330,5 @@ class Session(Migration):
             progress=progress,
             pool=self._pool,
             share=Share(max(1, options.max_queued_bytes // options.buffer_size)),
+            trace=self.trace,
         )
