@@ -293,3 +293,37 @@ async def test_it_never_leaves_without_a_return_path(
     assert str(fault) == (
         "silence deadline of 6 s passed: the destination does not close the connection"
     )
+
+
+class Faulty(trio.abc.Stream):
+    """A stream of the caller's with a mistake in it."""
+
+    async def send_all(self, data: object) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        await trio.sleep(1)
+        raise LookupError("a mistake")
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+async def test_a_stream_with_a_mistake(autojump_clock: MockClock) -> None:
+    """It leaves as what it is, and no device waits for ever."""
+    source = SimulatedSource(size=10, initial_bytes=5, hangs_in="read_into")
+
+    async def connect() -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        return Faulty()
+
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(LookupError), flatten_subgroups=True, allow_unwrapped=True
+    ):
+        async with open_outgoing(connect, {A: source}, device_grace=1) as outgoing:
+            await outgoing.migrate()
+    assert source.running
+    assert source.aborted

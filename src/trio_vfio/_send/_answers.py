@@ -91,6 +91,11 @@ class Answers:
             with trio.CancelScope(shield=True):
                 await self.on_failure()
             return
+        except BaseException:
+            # A mistake, of ours or of a stream's: no device may wait for us.
+            with trio.CancelScope(shield=True):
+                await self.on_failure()
+            raise
         finally:
             self.trace("source_return_path_thread_end")
             self._ended.set()

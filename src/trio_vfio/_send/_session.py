@@ -280,9 +280,11 @@ class Session(Migration):
 
     async def _disconnect(self) -> None:
         """The destination will never have them: see to that, and then let them run."""
-        for stream in (self.connections.main, *self.connections.channels):
-            await reset(stream)
-        self._may_abort.set()
+        try:
+            for stream in (self.connections.main, *self.connections.channels):
+                await reset(stream)
+        finally:
+            self._may_abort.set()
 
     def waiting_for(self) -> str:
         """Say what has not happened yet."""
