@@ -65,7 +65,8 @@ ALLOWED: Final = MappingProxyType(
         ),
         "_capture": May("_wire _device _errors _result", "attrs trio"),
         "__init__": May(
-            "_receive _send _migration _capture _device _errors _result _deadlines"
+            "_receive _send _migration _capture _device _wire._config_blob _errors"
+            " _result _deadlines"
             " _trace"
         ),
         # Nothing below this line is imported from above it.

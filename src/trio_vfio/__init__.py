@@ -59,3 +59,4 @@ from ._send._outgoing import (
     open_outgoing as open_outgoing,
 )
 from ._trace import TraceEvent as TraceEvent
+from ._wire._config_blob import ConfigBlob as ConfigBlob

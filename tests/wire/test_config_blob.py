@@ -177,3 +177,27 @@ def test_walk_through_anything_ends(space: bytes) -> None:
     listed = bytearray(space)
     listed[0x06] |= 0x10
     assert 0 <= msix_vectors(bytes(listed)) <= 2048
+
+
+@pytest.mark.parametrize("size", [64, 255, 256, 4096])
+def test_built_from_registers(size: int) -> None:
+    """As long as QEMU's own, whatever the hardware has; it takes no other."""
+    space = bytes(config_space()[:size])
+    blob = ConfigBlob.build(space)
+    assert blob.config_space == space.ljust(4096, b"\0")
+    assert len(blob.encode()) == 4 + 4096 + 16
+    assert ConfigBlob.decode_untrusted(blob.encode()) == blob
+
+
+@pytest.mark.parametrize("vectors", [1, 9, 2048])
+def test_built_with_room_for_interrupts(vectors: int) -> None:
+    blob = ConfigBlob.build(bytes(with_vectors(vectors)))
+    assert len(blob.msix_table) == 16 * vectors
+    assert len(blob.msix_pending) == -(-vectors // 8)
+    assert ConfigBlob.decode_untrusted(blob.encode()) == blob
+
+
+@pytest.mark.parametrize("size", [0, 63, 4097])
+def test_not_built_from_anything(size: int) -> None:
+    with pytest.raises(ValueError, match=f"a config space of {size} bytes"):
+        ConfigBlob.build(bytes(size))

@@ -123,8 +123,23 @@ _UUID = subsection("configuration/uuid", bytes(range(16)))
             Configuration("virt-10.0", 10),
             1024,
         ),
+        (
+            encode_header("m", page_bits=12, capabilities=["a", "bc"], uuid=bytes(16)),
+            Configuration("m", 12, ("a", "bc"), bytes(16)),
+            4096,
+        ),
     ],
-    ids=["plain", "none", "bits", "shared", "no capability", "uuid", "all", "encoded"],
+    ids=[
+        "plain",
+        "none",
+        "bits",
+        "shared",
+        "no capability",
+        "uuid",
+        "all",
+        "encoded",
+        "all encoded",
+    ],
 )
 def test_configuration(
     configuration: bytes, expected: Configuration, page_size: int

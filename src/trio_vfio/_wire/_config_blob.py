@@ -1,6 +1,6 @@
 """What the config of a vfio-pci device holds.
 
-A receiver only hands it on; this is for checks and for reports.
+Sessions only hand it on; this is for who makes one, for checks and for reports.
 
 QEMU: ``vmstate_vfio_pci_config`` and ``vfio_pci_save_config`` in hw/vfio/pci.c,
 ``vmstate_pci_device`` in hw/pci/pci.c, ``msix_save`` in hw/pci/msix.c.
@@ -75,6 +75,31 @@ class ConfigBlob:
     def msix_vectors(self) -> int:
         """How many MSI-X vectors it has; 0 if it has no MSI-X."""
         return msix_vectors(self.config_space)
+
+    @classmethod
+    def build(cls, config_space: bytes) -> Self:
+        """Build the config of a device that nobody has set up for interrupts.
+
+        A QEMU with the same device in the same place takes it.
+
+        Args:
+          config_space: the device's registers as they stand, up to 4096 bytes;
+            what is missing of those is zero, as QEMU has it.
+
+        Raises:
+          ValueError: if they are more, or too few to be a PCI device's.
+        """
+        least, most = min(_CONFIG_SPACE_SIZES), max(_CONFIG_SPACE_SIZES)
+        # A few bytes less than the standard has are seen with mediated devices.
+        if not _FIRST_CAPABILITY <= len(config_space) <= most:
+            raise ValueError(f"a config space of {len(config_space)} bytes")
+        vectors = msix_vectors(config_space.ljust(least, b"\0"))
+        return cls(
+            version=_MAX_VERSION,
+            config_space=config_space.ljust(most, b"\0"),
+            msix_table=bytes(_TABLE_ENTRY * vectors),
+            msix_pending=bytes(_pending_size(vectors)),
+        )
 
     def encode(self) -> bytes:
         """Return the blob as it travels."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ._main_events import CommandType, Section, SectionType
 from ._main_stream import DEFAULT_PAGE_SIZE, STREAM_MAGIC, STREAM_VERSION
@@ -18,12 +18,20 @@ SETUP_PAYLOAD = Mark.DEV_SETUP_STATE.encode() + END_PAYLOAD
 """What a VFIO START section holds."""
 
 
-def encode_header(machine: str, *, page_bits: int | None = None) -> bytes:
+def encode_header(
+    machine: str,
+    *,
+    page_bits: int | None = None,
+    capabilities: Sequence[str] = (),
+    uuid: bytes | None = None,
+) -> bytes:
     """Return the stream header and the configuration.
 
     Args:
       machine: the machine type, as ``pc-q35-10.0``.
       page_bits: size of a page of RAM, where it is not the target's usual one.
+      capabilities: those that both sides must have.
+      uuid: the machine's, where that is to be compared.
     """
     name = machine.encode("ascii")
     header = struct.pack("!II", STREAM_MAGIC, STREAM_VERSION)
@@ -32,6 +40,12 @@ def encode_header(machine: str, *, page_bits: int | None = None) -> bytes:
         configuration += _subsection(
             "configuration/target-page-bits", struct.pack("!I", page_bits)
         )
+    if capabilities:
+        names = b"".join(bytes([len(each)]) + each.encode() for each in capabilities)
+        count = struct.pack("!I", len(capabilities))
+        configuration += _subsection("configuration/capabilities", count + names)
+    if uuid is not None:
+        configuration += _subsection("configuration/uuid", uuid)
     return header + configuration
 
 
