@@ -14,7 +14,6 @@ nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = False
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
-EXAMPLES = sorted(map(str, Path("examples").glob("*.py")))
 
 
 def group(name: str) -> tuple[str, ...]:
@@ -63,14 +62,6 @@ def types(session: nox.Session) -> None:
     session.run("mypy")
     session.run("pyright")
     session.run("pyright", "--verifytypes", "trio_vfio", "--ignoreexternal")
-
-
-@nox.session
-def examples(session: nox.Session) -> None:
-    """Run every example."""
-    session.install("-e", ".")
-    for example in EXAMPLES:
-        session.run("python", "-W", "error", example)
 
 
 @nox.session(reuse_venv=False)

@@ -1,23 +1,24 @@
-"""Receive a migration inside a Trio application, and watch each device.
+"""Embed both ends of a migration in a Trio program, and watch the devices.
 
-The source is a scripted one, so that the example runs by itself; give a QEMU the
-address that it prints, and the rest stays as it is.
+The destination's device is the program's own. Both ends are in one process here, so
+that the example runs by itself; each works as well alone, or with a QEMU.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import trio
 
 import trio_vfio
-from trio_vfio.testing import ScriptedSource, state_packets
 
 DEVICE = "0000:00:04.0/vfio"
+MIB = 1 << 20
 
 
 class Recorder:
-    """A device of the application's own: all that `trio_vfio.StateSink` asks for."""
+    """A device of the program's own: all that `trio_vfio.StateSink` asks for."""
 
     precopy = None
 
@@ -33,10 +34,10 @@ class Recorder:
             await trio.lowlevel.checkpoint()
 
     async def load_config(self, blob: bytes) -> None:
-        print(f"config of {len(blob)} bytes")
+        print(f"config: {blob!r}")
 
     async def finish(self) -> None:
-        print(f"accepted: {bytes(self.state)!r}")
+        print(f"accepted: {len(self.state)} bytes")
 
     async def abort(self) -> None:
         self.state.clear()
@@ -45,32 +46,28 @@ class Recorder:
 async def announce(device: trio_vfio.DeviceProgress) -> None:
     """Say when a device is loaded."""
     await device.state.wait_value(trio_vfio.DeviceState.COMPLETED)
-    print(f"{device.idstr} is loaded: {device.data_bytes} bytes")
+    print(f"{device.idstr} is loaded from {device.buffers} buffers")
 
 
 async def source(address: str) -> None:
-    """Send what a QEMU would: state out of order, over two channels."""
-    _, host, port = address.split(":")
-
-    async def connect() -> trio.abc.Stream:
-        return await trio.open_tcp_stream(host, int(port))
-
-    peer = await ScriptedSource.connect(connect)
-    first, second, config = state_packets(DEVICE, [b"Hello, ", b"world"], b"config")
-    await peer.begin(DEVICE)
-    await peer.switch_over()
-    await peer.packets(0, config, second)
-    await peer.packets(1, first)
-    await peer.end()
-    await peer.close()
+    """Send a device whose state is in memory; 1 MiB of it before the switchover."""
+    fd = os.memfd_create("state")
+    os.truncate(fd, 5 * MIB)
+    device = trio_vfio.FdSource(fd, precopy_bytes=MIB, config=b"registers")
+    async with trio_vfio.open_outgoing(
+        address, {DEVICE: device}, channels=4
+    ) as outgoing:
+        result = await outgoing.migrate()
+    print(f"sent: {result.status}")
+    os.close(fd)
 
 
 async def main() -> None:
-    sinks = {DEVICE: Recorder()}
+    recorder = Recorder()
     deadlines = trio_vfio.Deadlines(first_connection=10, switchover=5)
     try:
         async with trio_vfio.open_incoming(
-            "tcp:127.0.0.1:0", sinks, deadlines=deadlines
+            "tcp:127.0.0.1:0", {DEVICE: recorder}, deadlines=deadlines
         ) as incoming:
             print("listening on", *incoming.addresses)
             async with trio.open_nursery() as nursery:
@@ -80,7 +77,7 @@ async def main() -> None:
                 result = await incoming.wait_complete()
     except trio_vfio.MigrationFailed as failed:
         raise SystemExit("\n".join(map(str, failed.exceptions))) from None
-    print(f"{result.status} in {result.seconds:.3f} s")
+    print(f"received: {result.status} in {result.seconds:.3f} s")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,91 @@
+"""A migration script: deadlines, progress, and a guest that runs on if it fails.
+
+The first destination has no room for the state; the second takes it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import trio
+
+import trio_vfio
+from trio_vfio.testing import SimulatedDevice
+
+DEVICE = "0000:00:04.0/vfio"
+SIZE = 32 << 20
+
+
+class Guest:
+    """Stands in for a virtual machine."""
+
+    async def pause(self) -> None:
+        print("the guest stands still")
+
+    def resume(self) -> None:
+        print("the guest runs on, here")
+
+
+async def destination(
+    device: trio_vfio.StateSink, task_status: trio.TaskStatus[str]
+) -> None:
+    """Stand in for the other machine."""
+    try:
+        async with trio_vfio.open_incoming(
+            "tcp:127.0.0.1:0", {DEVICE: device}
+        ) as incoming:
+            task_status.started(incoming.addresses[0])
+            await incoming.wait_complete()
+    except trio_vfio.MigrationFailed as failed:
+        print("the destination says:", *failed.exceptions)
+
+
+async def show_progress(outgoing: trio_vfio.Outgoing) -> None:
+    """Say how far it has come, twice in a second."""
+    while True:
+        for device in outgoing.devices.values():
+            percent = 100 * device.data_bytes // SIZE
+            print(f"{outgoing.state.value.value}: {percent} % of {device.idstr}")
+        await trio.sleep(0.5)
+
+
+async def migrate(guest: Guest, address: str, state: int) -> bool:
+    """Move the guest's device. Returns whether it lives at *address* now."""
+    source = trio_vfio.FdSource(state, precopy_bytes=SIZE // 2)
+    # The guest stands still for three seconds at most.
+    deadlines = trio_vfio.Deadlines(first_connection=5, handshake=5, switchover=3)
+    try:
+        async with (
+            trio_vfio.open_outgoing(
+                address, {DEVICE: source}, channels=4, deadlines=deadlines
+            ) as outgoing,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(show_progress, outgoing)
+            result = await outgoing.migrate(before_switchover=guest.pause)
+            nursery.cancel_scope.cancel(reason="the migration is complete")
+    except (trio_vfio.MigrationFailed, OSError) as failed:
+        for fault in getattr(failed, "exceptions", [failed]):
+            print("failed:", fault)
+        # The device runs again already; nothing at the destination does.
+        guest.resume()
+        return False
+    print(f"moved; the guest stood still for {result.switchover_seconds:.3f} s")
+    return True
+
+
+async def main() -> None:
+    state = os.memfd_create("state")
+    os.truncate(state, SIZE)
+    full = SimulatedDevice(fails={"write": errno.ENOSPC}, fails_at_byte=SIZE - 1)
+    for device in (full, SimulatedDevice()):
+        async with trio.open_nursery() as nursery:
+            address: str = await nursery.start(destination, device)
+            moved = await migrate(Guest(), address, state)
+    os.close(state)
+    raise SystemExit(not moved)
+
+
+if __name__ == "__main__":
+    trio.run(main)

@@ -1,0 +1,58 @@
+"""Collaboration: every example runs as it is, and says what it is for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+# What each says, among other things.
+SAYS = {
+    "embed.py": [
+        "listening on tcp:127.0.0.1:",
+        "config: b'registers'",
+        "accepted: 5242880 bytes",
+        "0000:00:04.0/vfio is loaded from 4 buffers",
+        "sent: completed",
+        "received: completed in ",
+    ],
+    "migrate_with_rollback.py": [
+        "the guest stands still",
+        "failed: the destination says that the migration failed",
+        "the guest runs on, here",
+        "moved; the guest stood still for ",
+    ],
+    "mock_clock_test.py": ["18 virtual seconds have passed"],
+    "snapshot_and_restore.py": [
+        "saved 5000000 bytes",
+        "manifest.json",
+        "loaded 5000000 bytes",
+        "the same",
+        "config: b'registers'",
+    ],
+    "two_processes.py": [
+        "destination: listening on unix:",
+        "0000:00:04.0/vfio: 8 MiB, the same",
+        "0000:00:05.0/vfio: 16 MiB, the same",
+    ],
+}
+
+
+def test_every_example_is_here() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(SAYS)
+
+
+@pytest.mark.parametrize("name", SAYS)
+def test_example(name: str) -> None:
+    command = [sys.executable, "-W", "error", str(EXAMPLES / name)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    at = 0
+    for line in SAYS[name]:
+        # One behind the other.
+        assert line in ran.stdout[at:]
+        at = ran.stdout.index(line, at) + len(line)
