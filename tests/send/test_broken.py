@@ -154,6 +154,34 @@ async def test_a_channel_is_cut(
     assert fault.channel == f"channel {channel}"
 
 
+@pytest.mark.parametrize("stage", [f"START {A}", "SWITCHOVER_START"])
+async def test_a_channel_is_cut_while_bytes_still_go(
+    stage: str, autojump_clock: MockClock
+) -> None:
+    """As a system takes them: that it could be sent does not mean that it arrives."""
+    source = SimulatedSource(size=100, initial_bytes=10)
+    here, there = link()
+
+    async def do(name: str) -> None:
+        if name == stage:
+            stream = destination.streams[0]
+            assert isinstance(stream, trio.abc.HalfCloseableStream)
+            await stream.send_eof()
+
+    destination = ScriptedDestination(there, on=do, last_word=None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(destination.run)
+        with pytest.raises(MigrationFailed) as caught:
+            async with open_outgoing(here, {A: source}) as outgoing:
+                await outgoing.migrate()
+    assert [str(fault) for fault in caught.value.exceptions] == [
+        "channel 0: the destination closed it before all was sent"
+    ]
+    # So long it might have said what is wrong, or that it has all.
+    assert trio.current_time() == pytest.approx(0.3)
+    assert source.running
+
+
 async def test_a_channel_is_cut_when_its_part_is_done(
     autojump_clock: MockClock,
 ) -> None:

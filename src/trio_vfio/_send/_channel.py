@@ -108,10 +108,12 @@ class OutgoingChannel:
             self.activity.touch()
 
     async def _lost(self, reason: str, cause: Exception | None = None) -> None:
+        # What has just been sent is known to be only a step later.
+        await trio.lowlevel.checkpoint()
         if self.sent.is_set():
             # Its business is done, and so is the destination's with it.
             return
+        # Whatever the system still takes from now on, nobody will read.
         await self.answers.last_words()
-        if not self.sent.is_set():
-            self.trace("multifd_send_error", self.id)
-            raise ConnectionLost(reason, channel=self.name) from cause
+        self.trace("multifd_send_error", self.id)
+        raise ConnectionLost(reason, channel=self.name) from cause
