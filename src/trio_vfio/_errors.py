@@ -50,15 +50,25 @@ class PeerProtocolError(TrioVfioError):
     .. attribute:: channel
 
        ``"main"`` or ``"channel 3"``; None while it is not known.
+
+    .. attribute:: ended
+
+       Whether it is no more than an end before its time.
     """
 
     def __init__(
-        self, reason: str, *, offset: int | None = None, channel: str | None = None
+        self,
+        reason: str,
+        *,
+        offset: int | None = None,
+        channel: str | None = None,
+        ended: bool = False,
     ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.offset = offset
         self.channel = channel
+        self.ended = ended
 
     def __str__(self) -> str:
         where = "" if self.channel is None else f"{self.channel}: "

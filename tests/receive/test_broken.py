@@ -282,6 +282,34 @@ async def test_a_caller_that_closes_its_own_streams(autojump_clock: MockClock) -
         assert all(fault.startswith("main: ") for fault in faults)
 
 
+@pytest.mark.parametrize("rest", [0, 100])
+@pytest.mark.parametrize("channels", [1, 4])
+async def test_a_source_that_is_killed_is_one_fault(
+    channels: int, rest: int, autojump_clock: MockClock
+) -> None:
+    """All its connections end in one moment, whether inside a packet or not."""
+    pairs = [trio.testing.memory_stream_pair() for _ in range(1 + channels)]
+    ours: list[trio.abc.Stream] = [pair[0] for pair in pairs]
+    with pytest.raises(MigrationFailed) as failed:
+        async with open_incoming(
+            [pair[1] for pair in pairs], {A: SimulatedDevice()}
+        ) as incoming:
+            source = await ScriptedSource.connect(
+                partial(_next, ours), channels=channels
+            )
+            await source.begin(A, return_path=True)
+            await source.switch_over()
+            for channel in range(channels):
+                packet = data_packet(A, 1 + channel, bytes(200))
+                await source.packets(channel, packet[: len(packet) - rest])
+            await trio.testing.wait_all_tasks_blocked()
+            for pair in pairs:
+                pair[0].send_stream.close()
+                pair[0].receive_stream.close()
+            await incoming.wait_complete()
+    assert len(failed.value.exceptions) == 1
+
+
 async def _next(streams: list[trio.abc.Stream]) -> trio.abc.Stream:
     return streams.pop(0)
 

@@ -635,6 +635,36 @@ class AtLastWord(trio.abc.Stream):
         await self.inner.aclose()
 
 
+@attrs.define(eq=False)
+class BreaksWhenRead(trio.abc.Stream):
+    """Passes everything on until *broken* is set."""
+
+    inner: trio.abc.Stream
+    broken: trio.Event
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self.inner.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.inner.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._wait, scope)
+                data = await self.inner.receive_some(max_bytes)
+                nursery.cancel_scope.cancel()
+            return data
+        raise trio.BrokenResourceError
+
+    async def _wait(self, scope: trio.CancelScope) -> None:
+        await self.broken.wait()
+        scope.cancel()
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+
 @pytest.fixture(name="pairs")
 def make_pairs() -> list[tuple[trio.abc.Stream, trio.abc.Stream]]:
     """Make a main connection and a channel in memory."""
@@ -719,6 +749,30 @@ async def test_a_last_word_that_cannot_be_said_leaves_every_fault(
     assert garbage.startswith("channel 0: packet with magic 0x67617262 (at byte ")
     assert silence == "main: the source does not take the last word"
     assert device.aborted_at == 0.5
+
+
+async def test_a_source_that_is_killed_at_the_last_word_is_one_fault(
+    autojump_clock: MockClock, pairs: list[tuple[trio.abc.Stream, trio.abc.Stream]]
+) -> None:
+    """Whoever reads notices it, and so does whoever has the word to say."""
+    device = SimulatedDevice()
+
+    async def fail() -> None:
+        broken.set()
+        await trio.sleep(0.1)
+        raise trio.BrokenResourceError
+
+    broken = trio.Event()
+    main = AtLastWord(BreaksWhenRead(pairs[0][1], broken), fail)
+    with pytest.raises(MigrationFailed) as failed:
+        async with open_incoming([main, pairs[1][1]], {A: device}) as incoming:
+            source = await source_on(pairs)
+            await source.begin(A, return_path=True)
+            await loading(source)
+            await incoming.wait_complete()
+    (fault,) = map(str, failed.value.exceptions)
+    assert fault.startswith("main: broke behind byte ")
+    assert device.aborted_at == 0.1
 
 
 @pytest.mark.parametrize(

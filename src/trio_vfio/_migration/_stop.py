@@ -8,7 +8,7 @@ from typing import Final, final
 import attrs
 import trio
 
-from .._errors import ConnectionLost, TrioVfioError
+from .._errors import ConnectionLost, PeerProtocolError, TrioVfioError
 
 log: Final = logging.getLogger("trio_vfio")
 
@@ -39,13 +39,13 @@ class Stop:
         if self.completed:
             log.info("after the migration: %s", fault)
             return
-        ending = self.faults and self.tasks.cancel_called
-        if ending and isinstance(fault, ConnectionLost):
+        ending = self.tasks.cancel_called or any(map(_is_end, self.faults))
+        if self.faults and ending and _is_end(fault):
             # Connections go down together, and the first to be noticed says it all.
             log.info("after the first fault: %s", fault)
-            return
-        log.debug("fault: %s", fault)
-        self.faults.append(fault)
+        else:
+            log.debug("fault: %s", fault)
+            self.faults.append(fault)
         if self.last_word is None or self.last_word.is_set():
             self.cancel(f"failed: {fault}")
 
@@ -60,3 +60,10 @@ class Stop:
         """Cancel the session and the caller's block. Does not wait."""
         self.tasks.cancel(reason=reason)
         self.body.cancel(reason=reason)
+
+
+def _is_end(fault: TrioVfioError) -> bool:
+    """Whether *fault* is that a connection has ended, one way or another."""
+    if isinstance(fault, PeerProtocolError):
+        return fault.ended
+    return isinstance(fault, ConnectionLost)

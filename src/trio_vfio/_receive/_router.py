@@ -223,7 +223,8 @@ class Router:
             # once main has ended; before, only where some have been and gone.
             if not self.handshakes and (self.channels or self.main_ended):
                 self._stuck = True
-                raise PeerProtocolError(f"all channels have ended without {what}")
+                reason = f"all channels have ended without {what}"
+                raise PeerProtocolError(reason, ended=True)
             return
         if self.activity.calls or any(d.queue.has_due for d in self.devices.values()):
             return

@@ -148,9 +148,8 @@ class ChannelDecoder:
         if self._refused is not None:
             raise self._refused
         if self.inside_packet:
-            raise PeerProtocolError(
-                "channel ends inside the packet", offset=self._offset
-            )
+            reason = "channel ends inside the packet"
+            raise PeerProtocolError(reason, offset=self._offset, ended=True)
 
     def _received_data(self, count: int, events: list[ChannelEvent]) -> int:
         if self._data is None:

@@ -101,6 +101,7 @@ class MainDecoder:
             raise PeerProtocolError(
                 f"stream ends in {self.stream.context}",
                 offset=self.position + len(self._buffer),
+                ended=True,
             )
         self._ended = True
         if not isinstance(self._want, Tail):
