@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -238,6 +238,28 @@ async def test_a_source_that_leaves_before_it_is_told(how: str) -> None:
     assert str(fault) == "main: the source had closed the connection before it was told"
     assert device.finished
     assert device.aborted_at is not None
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_source_that_cannot_be_told_finds_main_broken(fails: bool) -> None:
+    """To close it is all that a destination without a return path says of success."""
+    device = SimulatedDevice(fails={"finish": errno.EIO} if fails else {})
+    ended = False
+    with suppress(MigrationFailed):
+        async with open_incoming("tcp:127.0.0.1:0", {A: device}) as incoming:
+            source = await ScriptedSource.connect(to(incoming))
+            await source.begin(A)
+            await source.switch_over()
+            await source.packets(0, *state_packets(A, [b"x"]))
+            await source.end()
+            for channel in source.channels:
+                await channel.aclose()
+            await incoming.wait_complete()
+    with suppress(trio.BrokenResourceError):
+        ended = await source.main.receive_some() == b""
+    await source.close()
+    assert ended is not fails
+    assert incoming.result().status == ("failed" if fails else "completed")
 
 
 async def test_a_source_that_only_stops_talking_is_told(tmp_path: Path) -> None:

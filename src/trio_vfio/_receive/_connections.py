@@ -18,7 +18,7 @@ import attrs
 import trio
 
 from .._errors import ConnectionLost, PeerProtocolError, describe
-from .._link._stream import plain_stream, receive_exactly
+from .._link._stream import plain_stream, receive_exactly, reset
 from .._migration._stop import log
 from .._values import AsyncValue
 from .._wire._main_decoder import MainDecoder
@@ -95,13 +95,21 @@ class Connections:
 
     async def close(self) -> None:
         """Close all connections that were accepted. Waits for no peer."""
+        completed = self.session.stop.completed
         # Without the shield a cancel would end the loop at the first of them.
         with trio.CancelScope(shield=True):
             for stream in self._accepted:
-                if self.session.stop.completed and _is_tls(stream):
+                if completed and _is_tls(stream):
                     with trio.move_on_after(SHUT_GRACE):
                         await stream.aclose()
+                elif not completed and self._is_mute_main(stream):
+                    # A proper end would say that all went well.
+                    await reset(stream)
                 await trio.aclose_forcefully(stream)
+
+    def _is_mute_main(self, stream: trio.abc.Stream) -> bool:
+        main = self._main
+        return main is not None and main.stream is stream and main.is_mute
 
     async def _listen(self, listener: trio.abc.Listener[trio.abc.Stream]) -> None:
         # Not trio.serve_listeners: that closes a connection when its task is

@@ -67,6 +67,11 @@ class MainChannel:
     def __attrs_post_init__(self) -> None:
         self._events = MainTrace(self.session.trace)
 
+    @property
+    def is_mute(self) -> bool:
+        """Whether no word gets back to the source, which has opened no return path."""
+        return self._return_path is None
+
     async def receive(self, first: bytes) -> None:
         """Take the stream, which begins with *first*, until all devices are loaded.
 

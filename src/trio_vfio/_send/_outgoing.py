@@ -140,7 +140,9 @@ async def open_outgoing(
     cancel, but the result says ``completed``.
 
     Without a return path the destination says nothing. Then the migration is
-    complete when all was sent and the destination has closed the connection.
+    complete when all was sent and the destination has closed the connection. One
+    of ours that has failed breaks it instead, but only over TCP: what closes a
+    unix socket, or was killed, looks as if it had all devices.
 
     Args:
       where: an address (``tcp:HOST:PORT``, ``unix:PATH``), or a function that
