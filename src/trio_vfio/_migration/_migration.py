@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import ParamSpec, Protocol
 
@@ -13,7 +13,6 @@ import trio
 from .._errors import DeviceError, MigrationFailed, TrioVfioError
 from .._result import (
     ChannelResult,
-    DeviceResult,
     DeviceState,
     MigrationResult,
     SessionState,
@@ -39,10 +38,6 @@ class Device(Protocol):
     @property
     def progress(self) -> DeviceProgress:
         """How far it has come."""
-        ...
-
-    def result(self, errors: Sequence[str]) -> DeviceResult:
-        """Return the same as a value, with *errors* that are the device's."""
         ...
 
 
@@ -153,7 +148,7 @@ class Migration(abc.ABC):
             status=self.state.value.value,
             errors=tuple(map(str, faults)) + self._other_errors(),
             devices=tuple(
-                device.result([str(fault) for fault in faults if _is_of(fault, device)])
+                device.progress.result(_texts_of(device, faults))
                 for device in self.all_devices()
             ),
             channels=tuple(self.channel_results()),
@@ -209,8 +204,11 @@ class Migration(abc.ABC):
         return (" ".join(f"{type(self.error).__name__}: {self.error}".split()),)
 
 
-def _is_of(fault: TrioVfioError, device: Device) -> bool:
-    return isinstance(fault, DeviceError) and (fault.idstr, fault.instance_id) == (
-        device.progress.idstr,
-        device.progress.instance_id,
-    )
+def _texts_of(device: Device, faults: Iterable[TrioVfioError]) -> list[str]:
+    """Return those of *faults* that are the device's."""
+    key = (device.progress.idstr, device.progress.instance_id)
+    return [
+        str(fault)
+        for fault in faults
+        if isinstance(fault, DeviceError) and (fault.idstr, fault.instance_id) == key
+    ]

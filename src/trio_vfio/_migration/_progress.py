@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import final
 
 import attrs
 
-from .._result import DeviceState
+from .._result import DeviceResult, DeviceState
 from .._values import AsyncValue
 from ._position import Position
 
@@ -40,11 +41,33 @@ class DeviceProgress:
     """How often its loader had to wait."""
     expected_bytes: int | None = attrs.field(default=None, init=False)
     """All data, as the device estimates it; None where nobody can know."""
+    config_sha256: str | None = attrs.field(default=None, init=False)
+    """Of the config blob, in hex; None if digests are off."""
     config_bytes: int | None = attrs.field(default=None, init=False)
     """Size of the config blob; None before it was taken or given."""
     seconds: float | None = attrs.field(default=None, init=False)
     """From the start of its loader to the device's acceptance, or from its stop to
     when all was handed over; None before."""
+
+    def result(self, errors: Sequence[str]) -> DeviceResult:
+        """Return the same as a value, with *errors* that are the device's."""
+        digest = self._position.digest
+        return DeviceResult(
+            idstr=self.idstr,
+            instance_id=self.instance_id,
+            status=self.state.value.value,
+            transfer=self.transfer,
+            errors=tuple(errors),
+            precopy_bytes=self.precopy_bytes,
+            data_bytes=self.data_bytes,
+            buffers=self.buffers,
+            sha256=None if digest is None else digest.hexdigest(),
+            config_bytes=self.config_bytes,
+            config_sha256=self.config_sha256,
+            # It also waits, in vain, for what then comes over main.
+            starved=self.starved if self.transfer == "multifd" else 0,
+            seconds=self.seconds,
+        )
 
     @property
     def data_bytes(self) -> int:

@@ -19,7 +19,7 @@ from .._errors import PeerProtocolError
 from .._migration._calls import DeviceCalls
 from .._migration._position import Position
 from .._migration._progress import DeviceProgress
-from .._result import DeviceResult, DeviceState
+from .._result import DeviceState
 from .._trace import Trace
 from .._wire._multifd import StatePacket
 from .._wire._vfio_section import config_blob_untrusted
@@ -55,7 +55,6 @@ class IncomingDevice:
     done: trio.Event = attrs.field(factory=trio.Event, init=False)
     """Set when the device has accepted its state."""
     _main_config: bytes | None = attrs.field(default=None, init=False)
-    _config_sha256: str | None = attrs.field(default=None, init=False)
 
     @property
     def name(self) -> str:
@@ -165,28 +164,8 @@ class IncomingDevice:
         self.trace("vfio_load_device_config_state_end", self.name)
         self.progress.config_bytes = len(blob)
         if self.position.digest is not None:
-            self._config_sha256 = hashlib.sha256(blob).hexdigest()
+            self.progress.config_sha256 = hashlib.sha256(blob).hexdigest()
         await self.calls.call("finish", self.sink.finish)
-
-    def result(self, errors: Sequence[str]) -> DeviceResult:
-        """Return what the device has got so far."""
-        progress = self.progress
-        digest = self.position.digest
-        return DeviceResult(
-            idstr=progress.idstr,
-            instance_id=progress.instance_id,
-            status=progress.state.value.value,
-            transfer=progress.transfer,
-            errors=tuple(errors),
-            precopy_bytes=progress.precopy_bytes,
-            data_bytes=self.position.bytes,
-            buffers=progress.buffers,
-            sha256=None if digest is None else digest.hexdigest(),
-            config_bytes=progress.config_bytes,
-            config_sha256=self._config_sha256,
-            starved=progress.starved if progress.transfer == "multifd" else 0,
-            seconds=progress.seconds,
-        )
 
     async def _write(self, buffers: Sequence[tuple[int | None, memoryview]]) -> None:
         run = Run(self.position, buffers, name=self.name, trace=self.trace)

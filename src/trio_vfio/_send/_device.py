@@ -17,7 +17,7 @@ from .._device._port import Pending, StateSource
 from .._migration._calls import DeviceCalls
 from .._migration._position import Position
 from .._migration._progress import DeviceProgress
-from .._result import DeviceResult, DeviceState
+from .._result import DeviceState
 from .._trace import Trace
 from .._wire._limits import MAX_CONFIG
 from .._wire._main_events import Section
@@ -73,7 +73,6 @@ class OutgoingDevice:
     handed_over: trio.Event = attrs.field(factory=trio.Event, init=False)
     """Set when its last packet was taken by a channel."""
     _stopped_at: float = attrs.field(default=0.0, init=False)
-    _config_sha256: str | None = attrs.field(default=None, init=False)
     _put: trio.MemorySendChannel[Packet] = attrs.field(init=False)
     _packets: trio.MemoryReceiveChannel[Packet] = attrs.field(init=False)
 
@@ -211,26 +210,6 @@ class OutgoingDevice:
         await self.calls.call("finish", self.source.finish)
         self.trace("vfio_save_cleanup", self.name)
 
-    def result(self, errors: Sequence[str]) -> DeviceResult:
-        """Return what the device has given so far."""
-        progress = self.progress
-        digest = self.position.digest
-        return DeviceResult(
-            idstr=progress.idstr,
-            instance_id=progress.instance_id,
-            status=progress.state.value.value,
-            transfer=progress.transfer,
-            errors=tuple(errors),
-            precopy_bytes=progress.precopy_bytes,
-            data_bytes=self.position.bytes,
-            buffers=progress.buffers,
-            sha256=None if digest is None else digest.hexdigest(),
-            config_bytes=progress.config_bytes,
-            config_sha256=self._config_sha256,
-            starved=0,
-            seconds=progress.seconds,
-        )
-
     def _next_count(self, count: int, seconds: float) -> int:
         """Return how many buffers to read in one call, after one of *seconds*.
 
@@ -294,7 +273,7 @@ class OutgoingDevice:
             raise self.calls.error("config", reason)
         self.progress.config_bytes = len(blob)
         if self.position.digest is not None:
-            self._config_sha256 = hashlib.sha256(blob).hexdigest()
+            self.progress.config_sha256 = hashlib.sha256(blob).hexdigest()
         data = memoryview(encode_config(blob))
         header = attrs.evolve(self._header(idx, len(data)), flags=StateFlag.CONFIG)
         return Packet(header, data, self)
