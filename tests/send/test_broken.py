@@ -326,6 +326,9 @@ async def test_it_never_leaves_without_a_return_path(
 class Faulty(trio.abc.Stream):
     """A stream of the caller's with a mistake in it."""
 
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
     async def send_all(self, data: object) -> None:
         await trio.lowlevel.checkpoint()
 
@@ -333,7 +336,7 @@ class Faulty(trio.abc.Stream):
         await trio.lowlevel.checkpoint()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        await trio.sleep(1)
+        await trio.sleep(self.seconds)
         raise LookupError("a mistake")
 
     async def aclose(self) -> None:
@@ -344,9 +347,14 @@ async def test_a_stream_with_a_mistake(autojump_clock: MockClock) -> None:
     """It leaves as what it is, and no device waits for ever."""
     source = SimulatedSource(size=10, initial_bytes=5, hangs_in="read_into")
 
+    opened = 0
+
     async def connect() -> trio.abc.Stream:
+        nonlocal opened
+        opened += 1
         await trio.lowlevel.checkpoint()
-        return Faulty()
+        # Main is the first to show it.
+        return Faulty(opened)
 
     with pytest.RaisesGroup(
         pytest.RaisesExc(LookupError), flatten_subgroups=True, allow_unwrapped=True
