@@ -11,19 +11,12 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import attrs
 import pytest
 import trio
 
-from trio_vfio._capture._player import play
 from trio_vfio._link._address import connect, parse_address
 from trio_vfio._wire._main_encode import encode_command
 from trio_vfio._wire._main_events import CommandType
@@ -31,80 +24,10 @@ from trio_vfio._wire._return_path import pong, shut
 
 from ..capture.build import IDSTR, SWITCHOVER, channel, config_packet, main_stream
 from ..captures_data import PADDED, CaptureFiles, capture
+from .processes import names, running
 
 OPEN_RETURN_PATH = encode_command(CommandType.OPEN_RETURN_PATH)
 PING = encode_command(CommandType.PING, bytes(4))
-
-
-@attrs.define(eq=False)
-class Running:
-    """The command, while it runs and after."""
-
-    process: trio.Process
-    stdout: bytes = b""
-    stderr: bytes = b""
-    said_something: trio.Event = attrs.field(factory=trio.Event)
-
-    @property
-    def lines(self) -> list[str]:
-        """What it said on stderr."""
-        return self.stderr.decode().splitlines()
-
-    @property
-    def result(self) -> dict[str, Any]:
-        """Its one JSON object."""
-        assert self.stdout.count(b"\n") == 1
-        return dict(json.loads(self.stdout))
-
-    async def address(self) -> str:
-        """Wait until it listens."""
-        with trio.fail_after(20):
-            await self.said_something.wait()
-        (line,) = self.lines
-        assert line.startswith("listening on ")
-        return line.removeprefix("listening on ")
-
-    async def play(self, files: Path, **options: Any) -> bytes:
-        """Play a capture to it."""
-        to = parse_address(await self.address())
-        return await play(files, lambda: connect(to), **options)
-
-
-@asynccontextmanager
-async def running(
-    *arguments: str, pass_fds: tuple[int, ...] = (), **env: str
-) -> AsyncGenerator[Running, None]:
-    """Run the command; it has to end by itself."""
-
-    async def read(running: Running) -> None:
-        async def read_stderr() -> None:
-            assert running.process.stderr is not None
-            async for data in running.process.stderr:
-                running.stderr += data
-                if data.endswith(b"\n"):
-                    running.said_something.set()
-
-        assert running.process.stdout is not None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(read_stderr)
-            async for data in running.process.stdout:
-                running.stdout += data
-
-    command = [sys.executable, "-W", "error", "-m", "trio_vfio", *arguments]
-    start = partial(
-        trio.run_process,
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        check=False,
-        pass_fds=pass_fds,
-        env={**os.environ, **env},
-    )
-    with trio.fail_after(40):
-        async with trio.open_nursery() as nursery:
-            running = Running(await nursery.start(start))
-            nursery.start_soon(read, running)
-            yield running
 
 
 @pytest.mark.parametrize("name", [PADDED, "b-2dev-4ch-proxy", "c-1dev-main-mute"])
@@ -363,11 +286,6 @@ async def test_demo_cancelled() -> None:
     assert run.process.returncode == 130
     assert run.lines == ["trio-vfio: error: cancelled by SIGINT"]
     assert _processes_with(mine) == []
-
-
-def names(directory: Path) -> list[str]:
-    """Return what is in *directory*."""
-    return sorted(path.name for path in directory.iterdir())
 
 
 def _processes_with(variable: str) -> list[Path]:
