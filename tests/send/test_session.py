@@ -339,6 +339,17 @@ async def test_a_device_that_cannot_be_let_go_of(
     assert "after the migration: 0000:00:04.0/vfio: finish: EIO" in caplog.text
 
 
+async def test_devices_are_let_go_of_side_by_side(autojump_clock: MockClock) -> None:
+    """There are 10 seconds for all of them, and none of them is left out."""
+    sources = {
+        name: SimulatedSource(size=1, seconds_per_call=4) for name in (A, B, C, D)
+    }
+    sent, _ = await both(sources, _sinks(*sources))
+    assert all(source.finished for source in sources.values())
+    # The stop, the read, the config and the finish.
+    assert (sent.switchover_seconds, trio.current_time()) == (12, 16)
+
+
 def _sinks(*names: str) -> dict[str, SimulatedDevice]:
     return {name: SimulatedDevice() for name in names}
 
