@@ -8,7 +8,9 @@ aborted exactly once, and that not before the connections were closed.
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import trio
@@ -20,6 +22,7 @@ from trio_vfio import (
     DeviceState,
     MigrationFailed,
     Outgoing,
+    Pending,
     SessionState,
     open_incoming,
     open_outgoing,
@@ -347,6 +350,58 @@ async def test_a_read_that_fails_says_where(autojump_clock: MockClock) -> None:
     assert isinstance(fault, DeviceError)
     assert str(fault).startswith(f"{A}: read of buffer ")
     assert fault.idx is not None and fault.offset == 100 * fault.idx
+
+
+class Odd:
+    """A source one of whose calls returns something odd."""
+
+    def __init__(self, source: SimulatedSource, call: str, result: object) -> None:
+        self.source, self.call, self.result = source, call, result
+
+    def __getattr__(self, name: str) -> object:
+        return self.odd if name == self.call else getattr(self.source, name)
+
+    async def odd(self, *_: object) -> object:
+        await trio.lowlevel.checkpoint()
+        return self.result() if callable(self.result) else self.result
+
+
+@pytest.mark.parametrize(
+    ("call", "result", "why"),
+    [
+        ("read_into", None, "read at byte 0: the device says that it put None bytes"),
+        ("read_into", 5, "put 5 bytes into 1 buffers of 100"),
+        ("read_into", [-1], r"put \[-1\] bytes"),
+        ("read_into", [101], r"put \[101\] bytes into 1 buffers of 100"),
+        ("read_into", [1, 1], r"put \[1, 1\] bytes"),
+        ("read_into", [1.5], r"put \[1.5\] bytes"),
+        ("read_into", [None], r"put \[None\] bytes"),
+        ("pending", None, "pending: None is no Pending"),
+        ("pending", lambda: Pending(-1), "pending: ValueError: initial_bytes cannot"),
+        ("pending", lambda: Pending(0, 0.5), "pending: ValueError: dirty_bytes cannot"),  # type: ignore[arg-type]
+        ("config", None, "config: a config of type NoneType"),
+        ("config", "text", "config: a config of type str"),
+        ("config", bytes(MIB + 1), "config: a config blob of 1048577 bytes"),
+    ],
+)
+async def test_a_device_that_returns_what_none_may(
+    call: str, result: object, why: str, autojump_clock: MockClock
+) -> None:
+    """A fault that names the device, not a crash; and the device runs again."""
+    source = SimulatedSource(size=10, initial_bytes=5)
+    odd: Any = Odd(source, call, result)
+    here, there = link()
+    destination = ScriptedDestination(there)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(destination.run)
+        with pytest.raises(MigrationFailed) as caught:
+            async with open_outgoing(here, {A: odd}, buffer_size=100) as outgoing:
+                await outgoing.migrate()
+    (fault,) = caught.value.exceptions
+    assert isinstance(fault, DeviceError)
+    assert str(fault).startswith(f"{A}: ")
+    assert re.search(why, str(fault))
+    check_runs_again(source)
 
 
 async def test_an_abort_that_fails_is_a_fault_too(autojump_clock: MockClock) -> None:

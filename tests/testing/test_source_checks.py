@@ -347,7 +347,7 @@ async def test_a_source_that_has_ever_more_before_stop_passes(
         (FailsToBegin, "begin raised OSError(5, 'Input/output error')"),
         (BeginsWithoutAWord, "begin returned None; it must say whether"),
         (SaysNoPreCopy, "begin returned False, but 5000 bytes may come before stop"),
-        (OddPending, "stop_copy_bytes=None): less than nothing"),
+        (OddPending, "pending raised ValueError('initial_bytes cannot be -1')"),
         (PendingIsANumber, "pending returned 5, not a Pending"),
         (GivesTooMuchBeforeStop, "5001 bytes came before stop; 5000 may"),
         (ReturnsATuple, "returned (1,), not a list of int"),

@@ -7,7 +7,7 @@ migrated: a kernel device, a file, a simulation in virtual time.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import attrs
 
@@ -70,6 +70,11 @@ class StateSink(Protocol):
         ...
 
 
+def _size(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"{attribute.name} cannot be {value!r}")
+
+
 @attrs.frozen
 class Pending:
     """What a source still has to give, in bytes. All of it is a guess.
@@ -77,11 +82,13 @@ class Pending:
     Kernel: ``VFIO_MIG_GET_PRECOPY_INFO`` and ``VFIO_DEVICE_FEATURE_MIG_DATA_SIZE``.
     """
 
-    initial_bytes: int = 0
+    initial_bytes: int = attrs.field(default=0, validator=_size)
     """What must have gone before the destination is ready for a switchover."""
-    dirty_bytes: int = 0
+    dirty_bytes: int = attrs.field(default=0, validator=_size)
     """What can go beyond that before `StateSource.stop`."""
-    stop_copy_bytes: int | None = None
+    stop_copy_bytes: int | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_size)
+    )
     """What there would be to read if it were stopped now; None if it cannot say."""
 
 

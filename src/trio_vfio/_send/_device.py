@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Final, final
+from typing import Any, Final, cast, final
 
 import attrs
 import trio
@@ -104,7 +104,9 @@ class OutgoingDevice:
         Raises:
           DeviceError: if that fails.
         """
-        pending = await self.calls.call("pending", self.source.pending)
+        pending: Any = await self.calls.call("pending", self.source.pending)
+        if not isinstance(pending, Pending):
+            raise self.calls.error("pending", f"{pending!r} is no Pending")
         self.pending = pending
         initial, dirty = pending.initial_bytes, pending.dirty_bytes
         left = pending.stop_copy_bytes or initial + dirty
@@ -224,13 +226,11 @@ class OutgoingDevice:
     async def _read(self, buffers: Sequence[bytearray]) -> list[int]:
         views = [memoryview(buffer) for buffer in buffers]
         counts = await self.calls.call("read", self.source.read_into, views)
-        if len(counts) > len(views) or 0 in counts[:-1]:
+        if not _are_counts(counts, len(views), self.pool.size):
             raise self._read_error(
-                f"the device filled {counts} of {len(views)} buffers"
+                f"the device says that it put {counts!r} bytes into {len(views)}"
+                f" buffers of {self.pool.size}"
             )
-        if not all(0 <= count <= self.pool.size for count in counts):
-            reason = f"the device put {counts} bytes into buffers of {self.pool.size}"
-            raise self._read_error(reason)
         return counts
 
     def _read_error(self, reason: str) -> Exception:
@@ -267,7 +267,9 @@ class OutgoingDevice:
 
     async def _config(self, idx: int) -> Packet:
         self.trace("vfio_save_device_config_state", self.name)
-        blob = await self.calls.call("config", self.source.config)
+        blob: Any = await self.calls.call("config", self.source.config)
+        if not isinstance(blob, bytes):
+            raise self.calls.error("config", f"a config of type {type(blob).__name__}")
         if len(blob) > MAX_CONFIG:
             reason = f"a config blob of {len(blob)} bytes; the most is {MAX_CONFIG}"
             raise self.calls.error("config", reason)
@@ -277,3 +279,15 @@ class OutgoingDevice:
         data = memoryview(encode_config(blob))
         header = attrs.evolve(self._header(idx, len(data)), flags=StateFlag.CONFIG)
         return Packet(header, data, self)
+
+
+def _are_counts(given: Any, buffers: int, size: int) -> bool:
+    """Whether *given* can be what `StateSource.read_into` has returned."""
+    if not isinstance(given, list):
+        return False
+    counts = cast("list[object]", given)
+    return (
+        len(counts) <= buffers
+        and all(isinstance(each, int) and 0 <= each <= size for each in counts)
+        and 0 not in counts[:-1]
+    )
