@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 
 import pytest
 import trio
@@ -372,6 +373,14 @@ async def test_migrate_is_for_once(autojump_clock: MockClock) -> None:
         ({"machine": ""}, "'' is no machine type"),
         ({"machine": "a b"}, "'a b' is no machine type"),
         ({"machine": "x" * 256}, "is no machine type"),
+        ({"device_grace": -1}, "'device_grace' must be >= 0"),
+        ({"device_grace": math.nan}, "'device_grace' must be >= 0"),
+        ({"max_queued_bytes": -1}, "'max_queued_bytes' must be >= 0"),
+        ({"max_session_bytes": -1}, "'max_session_bytes' must be >= 0"),
+        (
+            {"switchover_ack": True, "return_path": False},
+            "switchover_ack needs a return path",
+        ),
     ],
 )
 async def test_what_makes_no_sense(wrong: dict[str, object], why: str) -> None:

@@ -51,6 +51,8 @@ _FIRST_SECTION_ID: Final = 42
 _FINISH_GRACE: Final = 10.0
 """Seconds to let go of the devices, once the destination has them."""
 
+_at_least_0: Final = attrs.validators.optional(attrs.validators.ge(0))
+
 
 @attrs.frozen(kw_only=True)
 class Options:
@@ -62,11 +64,15 @@ class Options:
     return_path: bool
     switchover_ack: bool
     deadlines: Deadlines
-    device_grace: float | None
+    device_grace: float | None = attrs.field(validator=_at_least_0)
     digests: bool
     buffer_size: int
-    max_queued_bytes: int
-    max_session_bytes: int
+    max_queued_bytes: int = attrs.field(validator=_at_least_0)
+    max_session_bytes: int = attrs.field(validator=_at_least_0)
+
+    def __attrs_post_init__(self) -> None:
+        if self.switchover_ack and not self.return_path:
+            raise ValueError("switchover_ack needs a return path")
 
 
 @attrs.frozen(kw_only=True)
