@@ -356,10 +356,10 @@ async def test_a_stream_with_a_mistake(autojump_clock: MockClock) -> None:
         # Main is the first to show it.
         return Faulty(opened)
 
-    with pytest.raises(ExceptionGroup) as caught:
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(LookupError), flatten_subgroups=True, allow_unwrapped=True
+    ):
         async with open_outgoing(connect, {A: source}, device_grace=1) as outgoing:
             await outgoing.migrate()
-    # Main and the channels are read at the same moment: once or more.
-    assert caught.value.split(LookupError)[1] is None
     assert source.running
     assert source.aborted

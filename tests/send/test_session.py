@@ -236,10 +236,13 @@ async def test_acks_are_waited_for(autojump_clock: MockClock) -> None:
         }
         async with trio.open_nursery() as nursery:
             nursery.start_soon(destination.run)
-            async with open_outgoing(
-                here, sources, machine=machine, switchover_ack=True
-            ) as outgoing:
-                nursery.start_soon(outgoing.migrate)
+            async with (
+                open_outgoing(
+                    here, sources, machine=machine, switchover_ack=True
+                ) as outgoing,
+                trio.open_nursery() as inner,
+            ):
+                inner.start_soon(outgoing.migrate)
                 for _ in range(wanted):
                     await trio.sleep(5)
                     assert "SWITCHOVER_START" not in destination.seen
@@ -276,8 +279,11 @@ async def test_state_waits_for_the_answer_to_the_ping(
     source = SimulatedSource(size=10)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(destination.run)
-        async with open_outgoing(here, {A: source}) as outgoing:
-            nursery.start_soon(outgoing.migrate)
+        async with (
+            open_outgoing(here, {A: source}) as outgoing,
+            trio.open_nursery() as inner,
+        ):
+            inner.start_soon(outgoing.migrate)
             await trio.sleep(20)
             assert source.running
             assert destination.packets == []

@@ -51,7 +51,7 @@ _FIRST_SECTION_ID: Final = 42
 _FINISH_GRACE: Final = 10.0
 """Seconds to let go of the devices, once the destination has them."""
 
-_at_least_0: Final = attrs.validators.optional(attrs.validators.ge(0))
+_at_least_0: Final = attrs.validators.ge(0)
 
 
 @attrs.frozen(kw_only=True)
@@ -64,7 +64,9 @@ class Options:
     return_path: bool
     switchover_ack: bool
     deadlines: Deadlines
-    device_grace: float | None = attrs.field(validator=_at_least_0)
+    device_grace: float | None = attrs.field(
+        validator=attrs.validators.optional(_at_least_0)
+    )
     digests: bool
     buffer_size: int
     max_queued_bytes: int = attrs.field(validator=_at_least_0)
