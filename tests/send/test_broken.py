@@ -343,6 +343,32 @@ class Faulty(trio.abc.Stream):
         await trio.lowlevel.checkpoint()
 
 
+class FaultyAtLast(trio.abc.Stream):
+    """A stream of the caller's that makes a mistake after a cancel."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+        self.cancelled = False
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self.stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        if self.cancelled:
+            raise LookupError("a mistake")
+        try:
+            return await self.stream.receive_some(max_bytes)
+        except trio.Cancelled:
+            self.cancelled = True
+            raise
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+
+
 async def test_a_stream_with_a_mistake(autojump_clock: MockClock) -> None:
     """It leaves as what it is, and no device waits for ever."""
     source = SimulatedSource(size=10, initial_bytes=5, hangs_in="read_into")
@@ -363,3 +389,27 @@ async def test_a_stream_with_a_mistake(autojump_clock: MockClock) -> None:
             await outgoing.migrate()
     assert source.running
     assert source.aborted
+
+
+async def test_a_mistake_while_the_last_word_is_awaited(
+    autojump_clock: MockClock,
+) -> None:
+    """It shows in the last moment that a cancel leaves; the device runs again."""
+    source = SimulatedSource(size=10)
+    here, there = link()
+    destination = ScriptedDestination(there, last_word=None)
+    opened: list[trio.abc.Stream] = []
+
+    async def connect() -> trio.abc.Stream:
+        stream = await here()
+        opened.append(stream)
+        return stream if len(opened) > 1 else FaultyAtLast(stream)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(destination.run)
+        with pytest.raises(ExceptionGroup) as caught, trio.move_on_after(3):
+            async with open_outgoing(connect, {A: source}) as outgoing:
+                await outgoing.migrate()
+    assert caught.value.split(LookupError)[1] is None
+    assert (source.aborted_at, destination.closed_at) == (3, 3)
+    assert source.running

@@ -17,6 +17,7 @@ import trio
 from trio.testing import MockClock
 
 from trio_vfio import (
+    DeadlineExceeded,
     Deadlines,
     DeviceError,
     DeviceState,
@@ -272,6 +273,35 @@ async def test_the_hook_fails(autojump_clock: MockClock) -> None:
     assert "stop" not in [call.name for call in source.calls]
     result = outgoing.result()
     assert (result.status, result.errors) == ("failed", ("LookupError: no guest",))
+
+
+async def test_the_hook_fails_over_a_cancel(autojump_clock: MockClock) -> None:
+    """That hides no fault, not even where the hook has tasks of its own."""
+
+    async def clean_up() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise LookupError("no guest any more")
+
+    async def cannot() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(clean_up)
+            await trio.sleep_forever()
+
+    source = slow()
+    here, there = link()
+    destination = ScriptedDestination(there)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(destination.run)
+        with pytest.raises(MigrationFailed) as caught:
+            async with open_outgoing(
+                here, {A: source}, deadlines=Deadlines(switchover=2)
+            ) as outgoing:
+                await outgoing.migrate(before_switchover=cannot)
+    (fault,) = caught.value.exceptions
+    assert isinstance(fault, DeadlineExceeded)
+    check_runs_again(source)
 
 
 async def test_a_cancel_reaches_the_hook(autojump_clock: MockClock) -> None:

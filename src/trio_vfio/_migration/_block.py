@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import cast
 
 import trio
 
 from .._errors import MigrationFailed
 from ._migration import Migration
+from ._stop import split_cancelled
 
 
 @asynccontextmanager
@@ -36,7 +36,7 @@ async def beside(
                 with migration.stop.body:
                     yield
             except BaseException as error:  # noqa: ASYNC103 (raised below)
-                if _parts(error)[0] is not None:
+                if split_cancelled(error)[0] is not None:
                     raise
                 # To leave as it is, not in the nursery's group.
                 body_error = error
@@ -44,7 +44,7 @@ async def beside(
                 migration.leave()
     except BaseException as error:  # noqa: ASYNC103 (as it says)
         # What the block raised goes before a cancel, but hides no mistake.
-        if body_error is None or _parts(error)[1] is not None:
+        if body_error is None or split_cancelled(error)[1] is not None:
             raise
     if body_error is not None:
         if not migration.stop.faults:
@@ -59,12 +59,3 @@ async def beside(
         raise migration.error
     if migration.stop.faults:
         raise migration.failure()
-
-
-def _parts(
-    error: BaseException,
-) -> tuple[BaseException | None, BaseException | None]:
-    """Split *error* into what is a cancel and what is not."""
-    if isinstance(error, BaseExceptionGroup):
-        return cast("BaseExceptionGroup[BaseException]", error).split(trio.Cancelled)
-    return (error, None) if isinstance(error, trio.Cancelled) else (None, error)

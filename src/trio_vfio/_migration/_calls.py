@@ -15,7 +15,7 @@ import trio
 from .._errors import DeviceError, describe, device_name
 from ._activity import Activity
 from ._position import Position
-from ._stop import Stop, log
+from ._stop import Stop, log, split_cancelled
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -190,14 +190,8 @@ class DeviceCalls:
 
 
 def _not_cancelled(error: BaseException) -> BaseException | None:
-    """Return what of *error* is no cancel, without groups of one; None if nothing.
-
-    A device with tasks of its own may be cancelled and fail at once.
-    """
-    rest: BaseException | None = error
-    if isinstance(error, BaseExceptionGroup):
-        group = cast("BaseExceptionGroup[BaseException]", error)
-        rest = group.split(trio.Cancelled)[1]
+    """Return what of *error* is no cancel, without groups of one; None if nothing."""
+    _, rest = split_cancelled(error)
     while isinstance(rest, BaseExceptionGroup):
         group = cast("BaseExceptionGroup[BaseException]", rest)
         if len(group.exceptions) != 1:

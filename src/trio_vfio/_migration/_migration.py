@@ -22,7 +22,7 @@ from .._values import AsyncValue
 from ._activity import Activity
 from ._calls import DeviceCalls
 from ._progress import DeviceProgress
-from ._stop import Stop
+from ._stop import Stop, split_cancelled
 
 P = ParamSpec("P")
 
@@ -134,11 +134,14 @@ class Migration(abc.ABC):
         """
         try:
             await call()
-        except Exception as error:  # noqa: BLE001 (the caller's code)
+        except BaseException as error:
+            _, rest = split_cancelled(error)
+            if not isinstance(rest, Exception):
+                raise
             if not self.stop.faults:
                 # Else it is what the function made of the cancel.
-                self.error = error
-            self.stop.cancel(f"{name} failed: {error!r}")
+                self.error = rest
+            self.stop.cancel(f"{name} failed: {rest!r}")
             await trio.sleep_forever()
 
     def result(self) -> MigrationResult:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Final, final
+from typing import Final, cast, final
 
 import attrs
 import trio
@@ -67,3 +67,15 @@ def _is_end(fault: TrioVfioError) -> bool:
     if isinstance(fault, PeerProtocolError):
         return fault.ended
     return isinstance(fault, ConnectionLost)
+
+
+def split_cancelled(
+    error: BaseException,
+) -> tuple[BaseException | None, BaseException | None]:
+    """Split *error* into what is a cancel and what is not.
+
+    A function with tasks of its own may be cancelled and fail at once.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return cast("BaseExceptionGroup[BaseException]", error).split(trio.Cancelled)
+    return (error, None) if isinstance(error, trio.Cancelled) else (None, error)

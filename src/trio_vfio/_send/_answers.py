@@ -81,8 +81,11 @@ class Answers:
         except trio.Cancelled:
             # Each of them has a deadline of its own.
             with trio.CancelScope(shield=True):
-                await self._hear_last_word()
-                await self._end()
+                try:
+                    await self._hear_last_word()
+                finally:
+                    # Also after a mistake of the stream's: no device may wait for us.
+                    await self._end()
             raise
         except TrioVfioError as fault:
             # First of all, so that the connections do not seem to break by themselves.

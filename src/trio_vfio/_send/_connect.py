@@ -112,7 +112,9 @@ class _Opening:
 
 
 async def _close(stream: trio.abc.Stream) -> None:
-    with trio.move_on_after(_CLOSE_GRACE):
+    cancelled = trio.current_effective_deadline() == -math.inf
+    # Shielded, or that cancel would come once more and hide what else is raised.
+    with trio.move_on_after(0 if cancelled else _CLOSE_GRACE, shield=True):
         try:
             await stream.aclose()
         except trio.BrokenResourceError:
