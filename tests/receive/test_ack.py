@@ -78,3 +78,21 @@ def test_a_device_that_is_announced_too_late_to_know_does_not_count() -> None:
     assert ack.ram_round_ended() == 1
     ack.expect("late", precopy=None)
     assert ack.ram_round_ended() == 0
+
+
+def test_without_ram_no_round_tells_that_a_device_will_stay_silent() -> None:
+    ack = SwitchoverAck(once=True)
+    for device in ("silent", "talks"):
+        ack.expect(device, precopy=None)
+    ack.part_came("talks")
+    assert ack.init_data_sent("talks") == 1
+
+
+def test_with_ram_the_rounds_tell() -> None:
+    ack = SwitchoverAck(once=True)
+    ack.ram_announced()
+    for device in ("silent", "talks"):
+        ack.expect(device, precopy=None)
+    ack.part_came("talks")
+    assert ack.init_data_sent("talks") == 0
+    assert [ack.ram_round_ended(), ack.ram_round_ended()] == [0, 1]

@@ -255,15 +255,20 @@ async def test_acks_are_waited_for(autojump_clock: MockClock) -> None:
         assert destination.main.count(mark) == 2
 
 
+@pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("machine", ["pc-q35-10.0", "pc-q35-11.1", "none"])
 async def test_our_own_receiver_acknowledges(
-    machine: str, autojump_clock: MockClock
+    machine: str, known: bool, autojump_clock: MockClock
 ) -> None:
+    """Also where its sinks cannot say whether pre-copy data will come."""
     sources = {
         A: SimulatedSource(size=20, initial_bytes=10),
         B: SimulatedSource(size=20),
     }
-    sinks = {A: SimulatedDevice(precopy=True), B: SimulatedDevice(precopy=False)}
+    sinks = {
+        A: SimulatedDevice(precopy=True if known else None),
+        B: SimulatedDevice(precopy=False if known else None),
+    }
     sent, _ = await both(sources, sinks, switchover_ack=True, machine=machine)
     assert sent.status == "completed"
 

@@ -35,6 +35,7 @@ class SwitchoverAck:
     """Those of them that do not know whether they take any."""
     _sent: bool = attrs.field(default=False, init=False)
     _rounds: int = attrs.field(default=0, init=False)
+    _has_ram: bool = attrs.field(default=False, init=False)
 
     def expect(self, device: str, *, precopy: bool | None) -> None:
         """Take note of a device: named by the caller, or announced."""
@@ -53,6 +54,10 @@ class SwitchoverAck:
         """Devices whose initial data is still to come."""
         return len(self._counting)
 
+    def ram_announced(self) -> None:
+        """There will be rounds over RAM, as there are not without a guest."""
+        self._has_ram = True
+
     def part_came(self, device: str) -> None:
         """The device does take data before switchover."""
         self._unsure.discard(device)
@@ -61,6 +66,9 @@ class SwitchoverAck:
         """The device has its initial data."""
         self._counting.discard(device)
         self._unsure.discard(device)
+        if not self._has_ram:
+            # No round is to come that would tell: rather too early than never.
+            self._drop_unsure()
         return self._when_none_counts() if self.once else 1
 
     def ram_round_ended(self) -> int:
@@ -68,9 +76,12 @@ class SwitchoverAck:
         self._rounds += 1
         if self._rounds != _ROUNDS:
             return 0
+        self._drop_unsure()
+        return self._when_none_counts()
+
+    def _drop_unsure(self) -> None:
         self._counting -= self._unsure
         self._unsure.clear()
-        return self._when_none_counts()
 
     def _when_none_counts(self) -> int:
         if not self.once or self._counting or self._sent:

@@ -139,6 +139,8 @@ class MainChannel:
             case Section(type=SectionType.START) if is_vfio(event.idstr):
                 device = await self.session.router.announce(event)
                 self._ack.expect(device.name, precopy=device.sink.precopy)
+            case Section(type=SectionType.START, idstr=idstr) if idstr == RAM:
+                self._ack.ram_announced()
             case Section(type=SectionType.PART) if is_vfio(event.idstr):
                 self._ack.part_came(self._device(event).name)
             case Section(type=SectionType.END) if is_vfio(event.idstr):
