@@ -407,9 +407,15 @@ async def test_a_mistake_while_the_last_word_is_awaited(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(destination.run)
-        with pytest.raises(ExceptionGroup) as caught, trio.move_on_after(3):
+        with (
+            pytest.RaisesGroup(
+                pytest.RaisesExc(LookupError),
+                flatten_subgroups=True,
+                allow_unwrapped=True,
+            ),
+            trio.move_on_after(3),
+        ):
             async with open_outgoing(connect, {A: source}) as outgoing:
                 await outgoing.migrate()
-    assert caught.value.split(LookupError)[1] is None
     assert (source.aborted_at, destination.closed_at) == (3, 3)
     assert source.running

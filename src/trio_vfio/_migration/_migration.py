@@ -134,7 +134,7 @@ class Migration(abc.ABC):
         """
         try:
             await call()
-        except BaseException as error:
+        except BaseException as error:  # noqa: ASYNC103 (what is a cancel goes on)
             _, rest = split_cancelled(error)
             if not isinstance(rest, Exception):
                 raise
@@ -142,7 +142,8 @@ class Migration(abc.ABC):
                 # Else it is what the function made of the cancel.
                 self.error = rest
             self.stop.cancel(f"{name} failed: {rest!r}")
-            await trio.sleep_forever()
+            # That cancel ends it.
+            await trio.sleep_forever()  # noqa: ASYNC102
 
     def result(self) -> MigrationResult:
         """Return how far the migration has come."""

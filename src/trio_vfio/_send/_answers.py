@@ -85,7 +85,7 @@ class Answers:
                     await self._hear_last_word()
                 finally:
                     # Also after a mistake of the stream's: no device may wait for us.
-                    await self._end()
+                    await self._end()  # noqa: ASYNC102 (shielded above)
             raise
         except TrioVfioError as fault:
             # First of all, so that the connections do not seem to break by themselves.
