@@ -30,6 +30,7 @@ from trio_vfio import (
 )
 from trio_vfio._wire._return_path import shut
 from trio_vfio.testing import (
+    MemoryListener,
     ScriptedDestination,
     SimulatedDevice,
     SimulatedSource,
@@ -539,3 +540,38 @@ async def test_connecting_takes_too_long(autojump_clock: MockClock) -> None:
         ):
             pytest.fail("not reached")
     assert trio.current_time() == 4
+
+
+async def test_a_source_that_breaks_main_ends_a_mute_destination(
+    autojump_clock: MockClock,
+) -> None:
+    """It has failed and runs its devices again, so that nobody else may have them."""
+    sent = 0
+    # Once to find out how much goes over main, then with a cut behind the last byte.
+    for cut in (False, True):
+        source, sink = SimulatedSource(size=10), SimulatedDevice(seconds_per_call=5)
+        here, there = link(cut={"main": sent}) if cut else link()
+        received: list[str] = []
+
+        async def receive(
+            there: list[MemoryListener], sink: SimulatedDevice, received: list[str]
+        ) -> None:
+            try:
+                async with open_incoming(there, {A: sink}) as incoming:
+                    received.append((await incoming.wait_complete()).status)
+            except MigrationFailed as failed:
+                received.append(failed.result.status)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive, there, sink, received)
+            try:
+                async with open_outgoing(
+                    here, {A: source}, return_path=False
+                ) as outgoing:
+                    await outgoing.migrate()
+            except MigrationFailed:
+                check_runs_again(source)
+        status = "failed" if cut else "completed"
+        assert (outgoing.result().status, received) == (status, [status])
+        assert sink.aborted == cut
+        sent = here.connections["main"].sent

@@ -13,6 +13,7 @@ import attrs
 import trio
 
 from .._errors import ConnectionLost, PeerProtocolError
+from .._link._stream import plain_stream
 from .._wire._idstr import is_vfio
 from .._wire._machine import acks_once
 from .._wire._main_decoder import MainDecoder
@@ -256,7 +257,9 @@ class MainChannel:
 
         Raises:
           PeerProtocolError: if it says more.
-          ConnectionLost: if it is gone, but wants to be told of success.
+          ConnectionLost: if the connection breaks. A source that does not wait to be
+            told of success ends it properly: one that breaks it has failed, and
+            lets its devices run again.
         """
         try:
             while data := await self._read():
@@ -268,7 +271,11 @@ class MainChannel:
             error.channel = "main"
             raise
         except ConnectionLost:
-            if self._return_path is not None:
+            # Over TLS a QEMU's main just ends, without a close alert.
+            if (
+                self._return_path is not None
+                or plain_stream(self.stream) is self.stream
+            ):
                 raise
         finally:
             self.source_left.set()
