@@ -69,7 +69,9 @@ class Connection:
         """End it for both sides by a reset, where there is such a thing."""
         self._pumps.cancel(reason="cut")
         for stream in (self.source, self.destination):
-            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            # The other pump may have been here before.
+            with suppress(OSError):
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             stream.socket.close()
 
     async def serve(self, pump: Callable[[bool], Awaitable[None]]) -> None:
