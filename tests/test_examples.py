@@ -29,6 +29,7 @@ SAYS = {
         "moved; the guest stood still for ",
     ],
     "mock_clock_test.py": ["18 virtual seconds have passed"],
+    "own_device_test.py": ["2.1 hours of virtual time"],
     "snapshot_and_restore.py": [
         "saved 5000000 bytes",
         "manifest.json",

@@ -71,7 +71,8 @@ ALLOWED: Final = MappingProxyType(
         ),
         # Nothing below this line is imported from above it.
         "testing": May(
-            f"{PUBLIC} _wire _link _device._port _errors _result", "attrs trio"
+            f"{PUBLIC} _receive _send _wire _link _device._port _errors _result",
+            "attrs trio",
         ),
         "_cli": May(
             f"{PUBLIC} _capture _link _device _errors _result", "attrs click rich trio"

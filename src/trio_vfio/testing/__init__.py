@@ -9,8 +9,15 @@ pytest.
 from __future__ import annotations
 
 from ._checks import check_state_sink as check_state_sink
+from ._costs import (
+    Cost as Cost,
+    Exponential as Exponential,
+    Stalls as Stalls,
+    Uniform as Uniform,
+)
 from ._destination import ScriptedDestination as ScriptedDestination
 from ._devices import SimulatedDevice as SimulatedDevice
+from ._faults import DeviceFault as DeviceFault, LinkFault as LinkFault
 from ._links import (
     Connect as Connect,
     Connection as Connection,
@@ -19,6 +26,20 @@ from ._links import (
     MemoryListener as MemoryListener,
     link as link,
 )
+from ._runs._events import Event as Event
+from ._runs._invariants import INVARIANTS as INVARIANTS
+from ._runs._parts import (
+    CallbackFault as CallbackFault,
+    Cancel as Cancel,
+    DevicePlan as DevicePlan,
+    Fault as Fault,
+    SinkFault as SinkFault,
+    SourceFault as SourceFault,
+)
+from ._runs._plan import FaultPlan as FaultPlan
+from ._runs._run import SimulatedMigration as SimulatedMigration, simulate as simulate
+from ._runs._violations import Violation as Violation
+from ._scheduling import deterministic_scheduling as deterministic_scheduling
 from ._simulation import Call as Call, ContractViolation as ContractViolation
 from ._source import (
     ScriptedSource as ScriptedSource,
