@@ -71,7 +71,7 @@ ALLOWED: Final = MappingProxyType(
         ),
         # Nothing below this line is imported from above it.
         "testing": May(
-            f"{PUBLIC} _wire _link _device._port _errors _result", "attrs trio"
+            f"{PUBLIC} _capture _wire _link _device._port _errors _result", "attrs trio"
         ),
         "_cli": May(
             f"{PUBLIC} _capture _link _device _errors _result", "attrs click rich trio"

@@ -9,6 +9,7 @@ pytest.
 from __future__ import annotations
 
 from ._checks import check_state_sink as check_state_sink
+from ._clock import autojump_held as autojump_held
 from ._destination import ScriptedDestination as ScriptedDestination
 from ._devices import SimulatedDevice as SimulatedDevice
 from ._links import (
@@ -19,11 +20,15 @@ from ._links import (
     MemoryListener as MemoryListener,
     link as link,
 )
+from ._main_stream import MainStream as MainStream
+from ._peer import ScriptedPeer as ScriptedPeer
+from ._script import Close as Close, Piece as Piece, Wait as Wait
 from ._simulation import Call as Call, ContractViolation as ContractViolation
 from ._source import (
     ScriptedSource as ScriptedSource,
     config_packet as config_packet,
     data_packet as data_packet,
+    initial_packet as initial_packet,
     state_packets as state_packets,
 )
 from ._source_checks import check_state_source as check_state_source
