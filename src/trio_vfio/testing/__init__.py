@@ -4,6 +4,12 @@ Simulated devices and sources take virtual time, links live in memory, and a scr
 source or destination makes any mistake that one can make. Everything runs under Trio's
 mock clock, so that a test is over at once and goes the same way every time. Needs no
 pytest.
+
+Three modules are imported by name, for they need what this does not:
+
+- `trio_vfio.testing.pytest_plugin`: fixtures for pytest and pytest-trio
+- `trio_vfio.testing.strategies`: Hypothesis strategies for all that a source sends
+- `trio_vfio.testing.stateful`: a state machine of Hypothesis that drives a session
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from ._peer import ScriptedPeer
 
 
-def _short(data: bytes) -> str:
+def short(data: bytes) -> str:
+    """Return *data* as it is shown in a message."""
     return repr(data) if len(data) <= 16 else f"<{len(data)} bytes>"
 
 
@@ -25,7 +26,7 @@ class Piece:
     """When, in seconds since `ScriptedPeer.run` began."""
     connection: Name
     """Over which: "main", or the number of a channel, in the order of opening."""
-    data: bytes = attrs.field(repr=_short)
+    data: bytes = attrs.field(repr=short)
 
 
 @attrs.frozen
