@@ -19,6 +19,18 @@ from ._links import (
     MemoryListener as MemoryListener,
     link as link,
 )
+from ._order_campaign import (
+    OrdersReport as OrdersReport,
+    OrderViolation as OrderViolation,
+    check_orders as check_orders,
+)
+from ._order_cases import OrderCase as OrderCase
+from ._order_run import run_order as run_order
+from ._orders import (
+    Arrival as Arrival,
+    ArrivalOrder as ArrivalOrder,
+    arrival_orders as arrival_orders,
+)
 from ._simulation import Call as Call, ContractViolation as ContractViolation
 from ._source import (
     ScriptedSource as ScriptedSource,
