@@ -15,13 +15,13 @@ Three modules are imported by name, for they need what this does not:
 from __future__ import annotations
 
 from ._checks import check_state_sink as check_state_sink
+from ._clock import autojump_held as autojump_held
 from ._costs import (
     Cost as Cost,
     Exponential as Exponential,
     Stalls as Stalls,
     Uniform as Uniform,
 )
-from ._clock import autojump_held as autojump_held
 from ._destination import ScriptedDestination as ScriptedDestination
 from ._devices import SimulatedDevice as SimulatedDevice
 from ._faults import DeviceFault as DeviceFault, LinkFault as LinkFault
@@ -33,6 +33,20 @@ from ._links import (
     MemoryListener as MemoryListener,
     link as link,
 )
+from ._main_stream import MainStream as MainStream
+from ._order_campaign import (
+    OrdersReport as OrdersReport,
+    OrderViolation as OrderViolation,
+    check_orders as check_orders,
+)
+from ._order_cases import OrderCase as OrderCase
+from ._order_run import run_order as run_order
+from ._orders import (
+    Arrival as Arrival,
+    ArrivalOrder as ArrivalOrder,
+    arrival_orders as arrival_orders,
+)
+from ._peer import ScriptedPeer as ScriptedPeer
 from ._runs._events import Event as Event
 from ._runs._invariants import INVARIANTS as INVARIANTS
 from ._runs._parts import (
@@ -47,8 +61,6 @@ from ._runs._plan import FaultPlan as FaultPlan
 from ._runs._run import SimulatedMigration as SimulatedMigration, simulate as simulate
 from ._runs._violations import Violation as Violation
 from ._scheduling import deterministic_scheduling as deterministic_scheduling
-from ._main_stream import MainStream as MainStream
-from ._peer import ScriptedPeer as ScriptedPeer
 from ._script import Close as Close, Piece as Piece, Wait as Wait
 from ._simulation import Call as Call, ContractViolation as ContractViolation
 from ._source import (

@@ -1,0 +1,126 @@
+"""What holds of a session at rest, and when it has ended."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Sequence
+from typing import Final, final
+
+import attrs
+
+from .. import DeviceError, Incoming, MigrationFailed, MigrationResult, TrioVfioError
+from ._devices import SimulatedDevice
+from ._order_cases import OrderCase
+from ._order_source import SIZE, Source, config, data, name
+from ._orders import ArrivalOrder
+
+_FAULTS: Final = ("write", "load_config", "finish")
+
+
+def at_rest(incoming: Incoming, source: Source, case: OrderCase) -> Iterator[str]:
+    """Say what is wrong with a session whose tasks all wait."""
+    # What waits for what is nobody's business but the session's own.
+    router = incoming._session.router  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    queued = excess = 0
+    for device in router.devices.values():
+        queue = device.queue
+        if device.arrived.locked():
+            yield f"{device.name}: its lock is held while all tasks wait"
+        if queue.started and queue.has_due and device.calls.running is None:
+            yield f"{device.name}: packet {queue.due} is due and there, nobody takes it"
+        # One that was due is being written, and the next one is due.
+        due = SIZE * ((device.calls.running == "write") + queue.has_due)
+        queued, excess = queued + queue.bytes, excess + due
+        if not case.shared and queue.bytes > case.room * SIZE + due:
+            yield f"{device.name}: {queue.bytes} bytes queued"
+    if case.shared and queued > case.room * SIZE + excess:
+        yield f"{queued} bytes queued in all"
+    for number, feed in enumerate(source.channels):
+        if feed.arrived and not router.channels[number].is_stuck:
+            yield f"channel {number}: not read, but waits for no room"
+
+
+@final
+@attrs.frozen(eq=False, kw_only=True)
+class Ended:
+    """A session that has ended, and all that is known of it."""
+
+    order: ArrivalOrder
+    case: OrderCase
+    sinks: Sequence[SimulatedDevice]
+    source: Source
+    switchover_at: float | None
+    result: MigrationResult
+    error: Exception | None
+    """What has left the session's block."""
+
+    @property
+    def faults(self) -> list[TrioVfioError]:
+        """Return what it has found."""
+        found = self.error.exceptions if isinstance(self.error, MigrationFailed) else ()
+        return [each for each in found if isinstance(each, TrioVfioError)]
+
+    @property
+    def completed(self) -> bool:
+        """Whether it says that it has succeeded."""
+        return self.result.status == "completed"
+
+
+def in_the_end(ended: Ended) -> Iterator[str]:
+    """Say what is wrong with it."""
+    yield from _check_outcome(ended)
+    said = ended.source.main.last_words()
+    if said != [0 if ended.completed else 1]:
+        yield f"it is {ended.result.status}, and the source was told {said}"
+    for number, sink in enumerate(ended.sinks):
+        for what in _check_device(number, sink, ended):
+            yield f"{name(number)}: {what}"
+
+
+def _check_outcome(ended: Ended) -> Iterator[str]:
+    event, status, faults = ended.case.event, ended.result.status, ended.faults
+    of_devices = [fault for fault in faults if isinstance(fault, DeviceError)]
+    right = {
+        "nothing": status == "completed" and not faults,
+        "cancel": status in ("cancelled", "completed") and not faults,
+        "cut": status == "failed" and faults and not of_devices,
+    }.get(event, status == "failed" and len(faults) == len(of_devices) == 1)
+    if not right:
+        yield f"{event}, and it is {status} with {list(map(str, faults))}"
+    if ended.error is not None and not isinstance(ended.error, MigrationFailed):
+        yield f"raised {ended.error!r}"
+    if event in _FAULTS and of_devices:
+        device = ended.order.arrivals[ended.case.step].device
+        want = (name(device), event, errno.EIO)
+        got = of_devices[0]
+        if (got.idstr, got.operation, got.errno) != want:
+            yield f"{event} of {name(device)} has failed, and it says {got}"
+
+
+def _check_device(number: int, sink: SimulatedDevice, ended: Ended) -> Iterator[str]:
+    buffers = ended.order.buffers
+    whole = b"".join(data(number, idx) for idx in range(buffers))
+    if not whole.startswith(sink.loaded):
+        yield f"accepted {sink.loaded.hex()}, which is not how {whole.hex()} begins"
+    if sink.config not in (None, config(number)):
+        yield f"accepted {sink.config!r} as its config"
+    calls = [call.name for call in sink.calls]
+    all_calls = ["begin", *["write"] * buffers, "load_config", "finish"]
+    want = all_calls if ended.completed else [*all_calls[: len(calls) - 1], "abort"]
+    yield from _check_times(sink, ended)
+    if calls and calls != want:
+        yield f"{' '.join(calls)} is not how calls go if {ended.result.status}"
+    if ended.completed and sink.loaded != whole:
+        yield f"completed, with only {sink.loaded.hex()} of {whole.hex()}"
+
+
+def _check_times(sink: SimulatedDevice, ended: Ended) -> Iterator[str]:
+    switchover, before = ended.switchover_at, 0.0
+    for call in sink.calls:
+        early = switchover is None or call.time < switchover
+        if call.name not in ("begin", "abort") and early:
+            yield f"{call.name} at {call.time:g} s, before SWITCHOVER_START"
+        if call.time < before:
+            yield f"{call.name} at {call.time:g} s, while a call was under way"
+        if call.name != "begin":
+            before = call.time + ended.case.seconds_per_call
