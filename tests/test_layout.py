@@ -76,7 +76,8 @@ ALLOWED: Final = MappingProxyType(
             "attrs trio",
         ),
         "_cli": May(
-            f"{PUBLIC} _capture _link _device _errors _result", "attrs click rich trio"
+            f"{PUBLIC} testing _capture _link _device _errors _result",
+            "attrs click rich trio",
         ),
         "__main__": May("_cli", ""),
     }

@@ -33,6 +33,7 @@ from trio_vfio._wire._return_path import (
 )
 from trio_vfio.testing import (
     DeviceFault,
+    LinkFault,
     ScriptedDestination,
     SimulatedDevice,
     SimulatedSource,
@@ -498,3 +499,34 @@ async def test_a_mistake_while_the_last_word_is_awaited(
                 await outgoing.migrate()
     assert (source.aborted_at, destination.closed_at) == (3, 3)
     assert source.running
+
+
+@pytest.mark.parametrize("odd", [b"", b"QEVM, but no more of it"])
+async def test_a_destination_that_ends_before_it_knows_main_has_failed(
+    odd: bytes, autojump_clock: MockClock
+) -> None:
+    # All of main is on its way, and so nobody knows what it is, when it ends: by a
+    # cancel, or because a channel says that it is main, and is not.
+    source = SimulatedSource(size=100)
+    faults = [LinkFault(0, "garbage", at_byte=0, data=odd)] if odd else []
+    here, there = link(delay={"main": 1, 0: 0.5}, faults=faults)
+    failed: list[MigrationFailed] = []
+
+    async def receive() -> None:
+        with trio.move_on_after(0.7):
+            try:
+                async with open_incoming(there, {A: SimulatedDevice()}) as incoming:
+                    await incoming.wait_complete()
+            except MigrationFailed as error:
+                failed.append(error)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive)
+        with pytest.raises(MigrationFailed) as error:
+            async with open_outgoing(
+                here, {A: source}, channels=1, return_path=False
+            ) as outgoing:
+                await outgoing.migrate()
+    assert "broke before the destination's last word" in str(error.value.exceptions)
+    assert source.aborted
+    assert bool(failed) == bool(odd)

@@ -19,6 +19,7 @@ from ._options import traceback_option
 from ._plain import Settings, show_error
 from ._receive import receive
 from ._send import send
+from ._simulate import simulate
 from ._version import version
 
 
@@ -35,6 +36,7 @@ group.add_command(demo)
 group.add_command(receive)
 group.add_command(send)
 group.add_command(inspect)
+group.add_command(simulate)
 
 
 def run_command(arguments: Sequence[str] | None = None) -> int:

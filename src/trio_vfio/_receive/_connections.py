@@ -66,6 +66,10 @@ class Connections:
     _accepted: list[trio.abc.Stream] = attrs.field(
         factory=list[trio.abc.Stream], init=False
     )
+    _multifd: list[trio.abc.Stream] = attrs.field(
+        factory=list[trio.abc.Stream], init=False
+    )
+    """Those that have said that they are a multifd channel."""
     _served: AsyncValue[int] = attrs.field(init=False)
     """Connections whose task runs."""
     _uuid: bytes | None = attrs.field(default=None, init=False)
@@ -108,9 +112,10 @@ class Connections:
                 await trio.aclose_forcefully(stream)
 
     def _may_be_mute_main(self, stream: trio.abc.Stream) -> bool:
+        if self._main is not None and self._main.stream is stream:
+            return self._main.is_mute
         # What has not yet said what it is may be main, with all of it on its way.
-        main = self._main
-        return main is None or (main.stream is stream and main.is_mute)
+        return stream not in self._multifd
 
     async def _listen(self, listener: trio.abc.Listener[trio.abc.Stream]) -> None:
         # Not trio.serve_listeners: that closes a connection when its task is
@@ -196,6 +201,7 @@ class Connections:
             raise _NotAPeerError("the migration is complete")
         if len(first) == INITIAL_SIZE:
             channel = self._new_channel(InitialPacket.decode_untrusted(first))
+            self._multifd.append(stream)
             session.activity.connection_came(is_main=False)
             return partial(self._serve_channel, stream, channel)
         if self._main is not None:

@@ -47,6 +47,12 @@ from ._orders import (
     arrival_orders as arrival_orders,
 )
 from ._peer import ScriptedPeer as ScriptedPeer
+from ._runs._campaign import (
+    CampaignReport as CampaignReport,
+    Draws as Draws,
+    SeedViolation as SeedViolation,
+    run_campaign as run_campaign,
+)
 from ._runs._events import Event as Event
 from ._runs._invariants import INVARIANTS as INVARIANTS
 from ._runs._parts import (
@@ -59,6 +65,7 @@ from ._runs._parts import (
 )
 from ._runs._plan import FaultPlan as FaultPlan
 from ._runs._run import SimulatedMigration as SimulatedMigration, simulate as simulate
+from ._runs._shrink import shrink as shrink
 from ._runs._violations import Violation as Violation
 from ._scheduling import deterministic_scheduling as deterministic_scheduling
 from ._script import Close as Close, Piece as Piece, Wait as Wait

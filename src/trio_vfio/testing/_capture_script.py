@@ -20,7 +20,7 @@ from .._capture._parts import (
 from .._capture._report import CaptureScan, scan_capture
 from .._errors import PeerProtocolError
 from .._wire._return_path import ReturnPathDecoder, ReturnPathFrame, ReturnPathType
-from ._links import Name
+from ._faults import Name
 from ._script import Close, Piece, Step, Wait
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ import trio
 
 from .._link._stream import end, reset
 from ._capture_script import capture_script
-from ._links import Connect, Name
+from ._faults import Name
+from ._links import Connect
 from ._script import Close, Piece, Step, Wait
 
 Listeners: TypeAlias = Sequence[trio.abc.Listener[trio.abc.Stream]]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import attrs
 
-from ._links import Name
+from ._faults import Name
 
 if TYPE_CHECKING:
     from ._peer import ScriptedPeer

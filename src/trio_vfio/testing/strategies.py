@@ -39,7 +39,7 @@ from .._wire._multifd import (
     StateHeader,
 )
 from .._wire._vfio_section import Mark
-from ._links import Name
+from ._faults import Name
 from ._main_stream import MainStream
 from ._script import Piece, short
 from ._source import initial_packet, state_packets

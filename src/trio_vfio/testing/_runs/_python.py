@@ -15,7 +15,7 @@ def python(value: Any, indent: str = "") -> str:
 
     On one line if that fits, or with an item on each line.
     """
-    kind: type[Any] = type(value)
+    kind = value.__class__
     if hasattr(value, "__attrs_attrs__"):
         items, start, end = _arguments(value, indent), f"{kind.__name__}(", ")"
     elif issubclass(kind, tuple):

@@ -1,0 +1,194 @@
+"""Processes: `trio-vfio simulate` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.mutants.mutants import Patch
+from trio_vfio._cli._main import group
+from trio_vfio._cli._plain import Settings
+from trio_vfio._receive._reorder import ReorderQueue
+from trio_vfio.testing import FaultPlan, simulate
+
+CAP_OFF_BY_ONE = Patch(
+    ReorderQueue.admits, "<= self.max_bytes", "<= self.max_bytes + 1"
+)
+COMMAND = (sys.executable, "-m", "trio_vfio", "simulate")
+
+
+def run(*arguments: str) -> Result:
+    words = ["simulate", *arguments]
+    return CliRunner().invoke(group, words, obj=Settings(), standalone_mode=False)
+
+
+def test_a_campaign_over_processes_says_what_came_of_it(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    words = ("--seeds", "0:120", "--jobs", "2", "--report", str(report))
+    ran = subprocess.run([*COMMAND, *words], capture_output=True, text=True, check=True)
+    assert "120 seeds" in ran.stdout
+    assert "violations: 0" in ran.stdout
+    assert ran.stderr == ""
+    written = json.loads(report.read_text())
+    assert written["range"] == "0:120"
+    assert written["digest"] in ran.stdout
+    assert written["trio"] in ran.stdout
+    again = run("--seeds", "0:120", "--jobs", "1", "--json")
+    assert again.return_value == 0
+    said = json.loads(again.stdout)
+    for key in ("digest", "outcomes", "violations", "virtual_seconds", "seeds"):
+        assert said[key] == written[key]
+
+
+def test_one_seed_can_be_looked_at() -> None:
+    shown = run("--seed", "5", "--trace")
+    assert shown.return_value == 0
+    result = simulate(FaultPlan.from_seed(5))
+    assert len(shown.stdout.splitlines()) > len(result.events)
+    assert repr(result.plan) in shown.stdout
+    assert result.digest in shown.stdout
+    lines = run("--seed", "5", "--trace", "--json").stdout.splitlines()
+    events = [json.loads(line) for line in lines]
+    assert events[-1]["digest"] == result.digest
+    assert [each["what"] for each in events[:-1]] == [e.what for e in result.events]
+
+
+def test_a_violation_says_all_that_is_needed_to_repeat_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    CAP_OFF_BY_ONE.apply(monkeypatch)
+    ran = run("--seeds", "0:400", "--jobs", "1", "--channels", "2", "--shrink")
+    assert ran.return_value == 1
+    assert "memory: what waits for its turn" in ran.stderr
+    assert "FaultPlan(" in ran.stderr
+    (command, *_) = [
+        line.removeprefix("to repeat it: trio-vfio simulate ")
+        for line in ran.stderr.splitlines()
+        if line.startswith("to repeat it: ")
+    ]
+    assert command.endswith("--channels 2 --trace")
+    again = run(*command.split())
+    assert again.return_value == 1
+    assert "memory, at " in again.stderr
+
+
+def test_all_orders_of_few_packets() -> None:
+    ran = run("--orders", "1", "--jobs", "1", "--json")
+    assert ran.return_value == 0
+    said = json.loads(ran.stdout)
+    assert said["violations"] == []
+    assert said["cases"] > said["orders"] > 50
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "Give one of --seeds, --seed and --orders"),
+        (("--seed", "1", "--seeds", "0:2"), "Give one of"),
+        (("--seeds", "2:1"), "'2:1' are no seeds, as 0:10000"),
+        (("--seeds", "0:9", "--trace"), "--trace goes with --seed"),
+    ],
+)
+def test_mistakes_in_what_is_asked_for(words: tuple[str, ...], message: str) -> None:
+    ran = subprocess.run(
+        [*COMMAND, *words], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 2
+    assert message in ran.stderr
+    assert ran.stderr.count("\n") == 1
+
+
+def test_a_cluster_that_is_not_there_is_one_line() -> None:
+    words = ("--seeds", "0:9", "--dask", "tcp://127.0.0.1:1")
+    ran = subprocess.run(
+        [*COMMAND, *words], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 1
+    assert "no Dask scheduler at tcp://127.0.0.1:1" in ran.stderr.splitlines()[-1]
+
+
+def test_ctrl_c_ends_it_with_what_was_done() -> None:
+    words = ("--seeds", "0:1000000", "--jobs", "2")
+    with subprocess.Popen(
+        [*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        # Real time, for real processes.
+        time.sleep(4)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=40)
+    assert process.returncode == 128 + signal.SIGINT
+    assert "violations: 0" in out
+    assert "interrupted after" in err
+    assert "Traceback" not in err
+
+
+@pytest.fixture
+def cluster() -> Iterator[str]:
+    """A Dask scheduler and two workers on loopback."""
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"tcp://127.0.0.1:{port}"
+    scheduler = (
+        *("distributed.cli.dask_scheduler", "--host", "127.0.0.1"),
+        *("--port", str(port), "--no-dashboard", "--no-show"),
+    )
+    worker = (
+        *("distributed.cli.dask_worker", address, "--nthreads", "1", "--no-dashboard"),
+        *("--no-nanny", "--host", "127.0.0.1"),
+    )
+    with ExitStack() as stack:
+        for words in (scheduler, worker, worker):
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-m", *words],
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+            )
+            stack.callback(process.terminate)
+            if words is scheduler:
+                _wait_listening(port)
+        yield address
+
+
+def _wait_listening(port: int) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return
+        time.sleep(0.1)
+    raise AssertionError("the scheduler does not listen")
+
+
+@pytest.mark.timeout(120)
+def test_a_cluster_comes_to_the_same_report(cluster: str) -> None:
+    words = ("--seeds", "0:200", "--json")
+    there = subprocess.run(
+        [*COMMAND, *words, "--dask", cluster],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+    )
+    assert _comparable(there.stdout) == _comparable(run(*words, "--jobs", "1").stdout)
+
+
+def _comparable(said: str) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(said.splitlines()[-1])
+    return {
+        key: value
+        for key, value in report.items()
+        if key not in ("seconds", "peak_rss", "python")
+    }
