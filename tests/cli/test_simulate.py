@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
@@ -123,8 +123,8 @@ def test_ctrl_c_ends_it_with_what_was_done() -> None:
     with subprocess.Popen(
         [*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        # Real time, for real processes.
-        time.sleep(4)
+        # Two workers, and the process that cleans up behind them.
+        _wait(lambda: _children(process.pid) >= 3, "there are no workers")
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=40)
     assert process.returncode == 128 + signal.SIGINT
@@ -164,12 +164,29 @@ def cluster() -> Iterator[str]:
 
 
 def _wait_listening(port: int) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
+    def listens() -> bool:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            return
+            return True
+        return False
+
+    _wait(listens, "the scheduler does not listen")
+
+
+def _wait(condition: Callable[[], bool], otherwise: str) -> None:
+    """Wait, in real time, for what other processes do."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, otherwise
         time.sleep(0.1)
-    raise AssertionError("the scheduler does not listen")
+
+
+def _children(pid: int) -> int:
+    found = 0
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            # Behind the name, which may have spaces: state, parent.
+            found += int(status.read_text().rpartition(")")[2].split()[1]) == pid
+    return found
 
 
 @pytest.mark.timeout(120)

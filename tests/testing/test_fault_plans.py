@@ -103,11 +103,14 @@ def test_the_same_plan_has_the_same_events(seed: int) -> None:
     assert one.digest == other.digest != simulate(FaultPlan.from_seed(seed + 1)).digest
 
 
-def test_events_do_not_depend_on_how_python_hashes() -> None:
+def test_events_do_not_depend_on_how_python_hashes_and_where_things_lie() -> None:
     script = (
-        "import logging; logging.disable();"
+        "import logging, os; logging.disable();"
         "from trio_vfio.testing import *;"
-        "print([simulate(FaultPlan.from_seed(s)).digest for s in range(30)])"
+        "lies = [object() for _ in range(1000 * int(os.environ['PYTHONHASHSEED']))];"
+        "del lies[::3];"
+        # Three devices of 162 wait for room in the session's budget.
+        "print([simulate(FaultPlan.from_seed(s)).digest for s in range(150, 180)])"
     )
     said = {
         subprocess.run(
@@ -116,7 +119,7 @@ def test_events_do_not_depend_on_how_python_hashes() -> None:
             capture_output=True,
             check=True,
         ).stdout
-        for hash_seed in ("0", "1", "4711")
+        for hash_seed in ("0", "1", "7")
     }
     assert len(said) == 1
 

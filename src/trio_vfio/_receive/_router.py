@@ -95,10 +95,11 @@ class Router:
     """Whether `check_progress` has found it so: it is one fault, whoever asks."""
     _news: trio.Condition = attrs.field(factory=trio.Condition, init=False)
     """Notified when a device is announced, and at SWITCHOVER_START."""
-    _over_budget: set[IncomingDevice] = attrs.field(
-        factory=set[IncomingDevice], init=False
+    _over_budget: dict[IncomingDevice, None] = attrs.field(
+        factory=dict[IncomingDevice, None], init=False
     )
-    """Devices with packets that wait for room in the session's budget."""
+    """Devices with packets that wait for room in the session's budget. In order: who
+    is woken first must not depend on where it lies in memory."""
 
     def open_channel(self, channel_id: int) -> Channel:
         """Add a channel that has said its id."""
@@ -195,7 +196,7 @@ class Router:
 
     async def wake_over_budget(self) -> None:
         """Let packets look again that wait for room in the session's budget."""
-        over_budget, self._over_budget = self._over_budget, set()
+        over_budget, self._over_budget = self._over_budget, {}
         for device in over_budget:
             await device.wake()
 
@@ -288,7 +289,7 @@ class Router:
         self, channel: Channel, device: IncomingDevice, header: StateHeader
     ) -> None:
         if not device.queue.budget.has_room(header.size):
-            self._over_budget.add(device)
+            self._over_budget[device] = None
         channel.paused_at = (device, header)
         try:
             self.check_progress()
