@@ -7,11 +7,15 @@ from typing import Any, Final, final
 
 import attrs
 
+from .._faults import LinkFault
+from ._parts import SinkFault, SourceFault
 from ._plan import FaultPlan
 from ._run import SimulatedMigration, simulate
 
-# What is not a condition: without it there is nothing to simulate, or no end.
+# What has a way of its own to become smaller, or without which there is no end.
 _KEPT: Final = {"seed", "devices", "channels", "faults", "patience"}
+
+_BY_CONNECTION: Final = ("delay", "jitter", "bandwidth", "window")
 
 
 def shrink(
@@ -22,8 +26,9 @@ def shrink(
 ) -> FaultPlan:
     """Take away from *plan* whatever it does not need to violate what it violates.
 
-    First faults, one by one, then conditions: what is slow, small or odd becomes as
-    it is by default. The same for the same plan.
+    First faults, one by one, then the last devices and channels if no fault is
+    theirs, then conditions: what is slow, small or odd becomes as it is by default.
+    The same for the same plan.
 
     Args:
       plan: violates an invariant; one that does not is returned as it is.
@@ -51,7 +56,12 @@ class _Shrinking:
 
     def _smaller(self, plan: FaultPlan) -> FaultPlan | None:
         """Return the first smaller plan that will do, or None."""
-        for smaller in (*_with_fewer_faults(plan), *_with_fewer_conditions(plan)):
+        for smaller in (
+            *_with_fewer_faults(plan),
+            *_with_fewer_devices(plan),
+            *_with_fewer_channels(plan),
+            *_with_fewer_conditions(plan),
+        ):
             if not self.left:
                 return None
             if self._violated(smaller) & self.wanted:
@@ -68,6 +78,38 @@ def _with_fewer_faults(plan: FaultPlan) -> Iterator[FaultPlan]:
         yield attrs.evolve(plan, faults=())
     for fault in plan.faults:
         yield plan.without(fault)
+
+
+def _with_fewer_devices(plan: FaultPlan) -> Iterator[FaultPlan]:
+    # The last ones, so that the others keep their names and what they cost.
+    count = 1 + max(
+        (f.device for f in plan.faults if isinstance(f, SourceFault | SinkFault)),
+        default=0,
+    )
+    for left in _fewer(count, len(plan.devices)):
+        yield attrs.evolve(plan, devices=plan.devices[:left])
+
+
+def _with_fewer_channels(plan: FaultPlan) -> Iterator[FaultPlan]:
+    names = [f.connection for f in plan.faults if isinstance(f, LinkFault)]
+    count = 1 + max((name for name in names if isinstance(name, int)), default=0)
+    for left in _fewer(count, plan.channels):
+        conditions: dict[str, Any] = {
+            name: {
+                to: value for to, value in each.items() if to in ("main", *range(left))
+            }
+            for name in _BY_CONNECTION
+            if (each := getattr(plan, name))
+        }
+        yield attrs.evolve(plan, channels=left, **conditions)
+
+
+def _fewer(least: int, now: int) -> Iterator[int]:
+    """Return the least at once, else one less."""
+    if least < now:
+        yield least
+    if least < now - 1:
+        yield now - 1
 
 
 def _with_fewer_conditions(plan: FaultPlan) -> Iterator[FaultPlan]:
