@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from multiprocessing import get_context
-from types import FrameType
 from typing import Any
 
 import attrs
 import pytest
+import trio
 
 from tests.mutants.mutants import Patch
 from trio_vfio._receive._reorder import ReorderQueue
@@ -23,6 +23,8 @@ from trio_vfio.testing import (
     DevicePlan,
     Draws,
     FaultPlan,
+    LinkFault,
+    SimulatedDevice,
     SimulatedMigration,
     SinkFault,
     SourceFault,
@@ -31,6 +33,7 @@ from trio_vfio.testing import (
     simulate,
 )
 from trio_vfio.testing._runs import _campaign
+from trio_vfio.testing._runs._in_time import simulate_in_time
 
 CAP_OFF_BY_ONE = Patch(
     ReorderQueue.admits, "<= self.max_bytes", "<= self.max_bytes + 1"
@@ -81,32 +84,80 @@ def test_an_interrupt_ends_it_and_what_is_done_is_reported() -> None:
     assert (report.seeds, report.interrupted) == (100, True)
 
 
+async def _yield_for_ever() -> None:
+    while True:
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+
+async def _loop_for_ever() -> None:
+    while True:
+        pass
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("hang", [_yield_for_ever, _loop_for_ever])
 def test_a_run_without_end_is_ended_and_has_its_seed(
+    hang: Callable[[], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[SimulatedDevice] = []
+
+    async def begin(device: SimulatedDevice) -> None:
+        began.append(device)
+        if len(began) == 2:
+            await hang()
+
+    soon = partial(simulate_in_time, patience=0.5)
+    monkeypatch.setattr(SimulatedDevice, "begin", begin)
+    monkeypatch.setattr(_campaign, "simulate_in_time", soon)
+    report = run_campaign(range(4), Draws(devices=1, faults=False))
+    hung = [each for each in report.violations if "still runs" in each.violation.what]
+    assert [each.seed for each in hung] == [1]
+    assert report.outcomes["hung, hung"] == 1
+    assert (report.seeds, sum(report.outcomes.values())) == (4, 4)
+
+
+def test_an_interrupt_within_a_run_ends_the_campaign(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def hang(plan: FaultPlan) -> SimulatedMigration:
-        if plan.seed == 1:
-            signal.pause()
-        return simulate(plan)
+    # Ctrl-C in a task would come out in a group, and in a finalizer not at all.
+    began: list[SimulatedDevice] = []
+    true_begin = SimulatedDevice.begin
 
-    @contextmanager
-    def soon() -> Generator[None]:
-        def end(number: int, frame: FrameType | None) -> None:
-            raise _campaign._TooLongError
+    async def begin(device: SimulatedDevice) -> None:
+        began.append(device)
+        if len(began) == 60:
+            signal.raise_signal(signal.SIGINT)
+        await true_begin(device)
 
-        before = signal.signal(signal.SIGALRM, end)
-        signal.setitimer(signal.ITIMER_REAL, 0.5)
-        try:
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+    monkeypatch.setattr(SimulatedDevice, "begin", begin)
+    report = run_campaign(range(1000), Draws(devices=1, faults=False))
+    assert (report.seeds, report.interrupted) == (50, True)
+    assert len(began) == 60
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
-    monkeypatch.setattr(_campaign, "simulate", hang)
-    monkeypatch.setattr(_campaign, "_time_limit", soon)
-    report = run_campaign(range(3))
-    assert [each.seed for each in report.violations] == [1]
-    assert "still runs" in str(report.violations[0].violation)
+
+def test_a_timer_of_the_caller_goes_on() -> None:
+    def rings(*_: object) -> None:
+        raise AssertionError("this soon")
+
+    before = signal.signal(signal.SIGALRM, rings)
+    timer = signal.setitimer(signal.ITIMER_REAL, 40.0, 7.0)
+    try:
+        simulate_in_time(FaultPlan.from_seed(1))
+        left, interval = signal.getitimer(signal.ITIMER_REAL)
+        assert 0 < left < 40
+        assert interval == 7.0
+        assert signal.getsignal(signal.SIGALRM) is rings
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+
+
+def test_threads_of_a_worker_come_to_the_same_report() -> None:
+    # As those of a Dask worker with several.
+    with ThreadPoolExecutor(3) as pool:
+        there = run_campaign(range(110), executor=pool)
+    assert there == run_campaign(range(110))
 
 
 def test_what_is_kept_alive_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,12 +165,12 @@ def test_what_is_kept_alive_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def keep(plan: FaultPlan) -> SimulatedMigration:
         kept.append(Session.__new__(Session))
-        return simulate(plan)
+        return simulate_in_time(plan)
 
-    monkeypatch.setattr(_campaign, "simulate", keep)
+    monkeypatch.setattr(_campaign, "simulate_in_time", keep)
     (found,) = run_campaign(range(3)).violations
     assert found.violation.invariant == "leftovers"
-    assert "3 sessions are alive" in found.violation.what
+    assert "3 sessions are alive after seeds 0 to 2" in found.violation.what
 
 
 def test_a_plan_shrinks_to_the_fault_that_does_it(
@@ -145,9 +196,32 @@ def test_a_plan_shrinks_to_the_fault_that_does_it(
     assert simulate(small).violations
     assert small.faults == (guilty,)
     assert small == FaultPlan(
-        seed=3, devices=(DevicePlan(size=2000),) * 2, faults=(guilty,)
+        seed=3, devices=(DevicePlan(size=2000),), channels=1, faults=(guilty,)
     )
     assert small == shrink(plan)
+
+
+def test_what_a_fault_is_about_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    SHUT_0_ON_FAILURE.apply(monkeypatch)
+    plan = FaultPlan(
+        devices=(DevicePlan(size=2000),) * 4,
+        channels=5,
+        jitter={"main": 0.1, 4: 0.1},
+        faults=(
+            SinkFault(2, DeviceFault("finish")),
+            LinkFault(3, "stall", at_byte=9000),
+        ),
+    )
+
+    def run(plan: FaultPlan) -> SimulatedMigration:
+        # As if it took both, and the jitter of main.
+        done = simulate(plan)
+        is_enough = len(plan.faults) == 2 and "main" in plan.jitter
+        return done if is_enough else attrs.evolve(done, violations=())
+
+    assert shrink(plan, run=run) == attrs.evolve(
+        plan, devices=plan.devices[:3], channels=4, jitter={"main": 0.1}
+    )
 
 
 def test_a_plan_that_violates_nothing_is_as_small_as_it_is() -> None:
@@ -171,4 +245,4 @@ def test_shrinking_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     small = shrink(plan, run=run, most=5)
     assert len(ran) == 5
     assert simulate(small).violations
-    assert small == attrs.evolve(plan, delay={}, devices=small.devices)
+    assert small == attrs.evolve(plan, devices=(device,), channels=1)
