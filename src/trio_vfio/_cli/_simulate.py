@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -18,17 +19,19 @@ import attrs
 import click
 import rich.progress
 
+from .._errors import describe
 from ..testing import (
     INVARIANTS,
     CampaignReport,
     Draws,
     OrdersReport,
     SimulatedMigration,
+    Violation,
     check_orders,
     run_campaign,
     shrink,
-    simulate as simulate_plan,
 )
+from ..testing._runs._in_time import HUNG, simulate_in_time
 from ._options import Size, json_option, traceback_option
 from ._plain import cell, show_error
 from ._tables import add_rows, console, table
@@ -36,6 +39,9 @@ from ._tables import add_rows, console, table
 # More of them say nothing new, and each is long.
 _SHOWN: Final = 5
 _LAST_EVENTS: Final = 8
+
+# For a scheduler to answer, and for a first worker to be there.
+_DASK_SECONDS: Final = 10
 
 
 class Seeds(click.ParamType[range]):
@@ -110,9 +116,10 @@ def simulate(
         raise click.UsageError("Give one of --seeds, --seed and --orders.")
     if trace and seed is None:
         raise click.UsageError("--trace goes with --seed.")
+    _check_writable(report)
     draws = Draws(devices=devices, channels=channels, size=size, faults=not no_faults)
     if seed is not None:
-        run = simulate_plan(draws.plan(seed))
+        run = simulate_in_time(draws.plan(seed))
         _write(report, _one(seed, run))
         _show_one(seed, run, draws, trace=trace, shrinks=shrinks, as_json=as_json)
         return bool(run.violations)
@@ -121,13 +128,14 @@ def simulate(
             return _orders(orders, executor, report, as_json=as_json)
         assert seeds is not None
         done = _campaign(seeds, draws, executor, quiet=as_json)
+        if done.interrupted:
+            _end_workers()
     _write(report, _whole(seeds, done))
     if as_json:
         click.echo(json.dumps(_whole(seeds, done)))
     else:
         _show(done)
-    for bad in dict.fromkeys(each.seed for each in done.violations[:_SHOWN]):
-        _show_violations(bad, simulate_plan(draws.plan(bad)), draws, shrinks=shrinks)
+    _show_bad(done, draws, shrinks=shrinks)
     if done.interrupted:
         show_error(f"interrupted after {done.seeds} seeds")
         return 128 + signal.SIGINT
@@ -149,6 +157,13 @@ def _executor(jobs: int, dask: str | None) -> Generator[Executor | None]:
             yield pool
 
 
+def _end_workers() -> None:
+    # They have no children, files or sockets of their own, and some have a chunk of
+    # seeds before them that nobody wants any more.
+    for worker in multiprocessing.active_children():
+        worker.terminate()
+
+
 def _ignore_interrupts() -> None:
     # Ctrl-C is for the process that waits for this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -163,12 +178,18 @@ def _dask(address: str) -> Generator[Executor]:
         text = "--dask needs Dask: pip install 'trio-vfio[dask]'"
         raise click.ClickException(text) from error
     try:
-        client = distributed.Client(address, timeout=10)
+        client = distributed.Client(address, timeout=_DASK_SECONDS)
     except OSError as error:
         text = f"no Dask scheduler at {address}: {error}"
         raise click.ClickException(text) from error
-    with client, client.get_executor() as executor:
-        yield executor
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=_DASK_SECONDS)
+        except TimeoutError as error:
+            text = f"the Dask scheduler at {address} has no workers"
+            raise click.ClickException(text) from error
+        with client.get_executor() as executor:
+            yield executor
 
 
 def _campaign(
@@ -203,6 +224,16 @@ def _one(seed: int, run: SimulatedMigration) -> dict[str, Any]:
         "digest": run.digest,
         "plan": repr(run.plan),
     }
+
+
+def _check_writable(report: Path | None) -> None:
+    """Find out before the work is done, not after."""
+    if report is not None:
+        try:
+            report.open("a").close()
+        except OSError as error:
+            text = f"cannot write {str(report)!r}: {describe(error)}"
+            raise click.UsageError(text) from error
 
 
 def _write(report: Path | None, value: dict[str, Any]) -> None:
@@ -249,7 +280,7 @@ def _show_one(
         for error in run.errors:
             click.echo(error)
     if run.violations:
-        _show_violations(seed, run, draws, shrinks=shrinks)
+        _show_violations(seed, run.violations, run, draws, shrinks=shrinks)
 
 
 def _show_events(run: SimulatedMigration, *, as_json: bool) -> None:
@@ -262,14 +293,32 @@ def _show_events(run: SimulatedMigration, *, as_json: bool) -> None:
         click.echo(f"{event.time:12.6f}  {event.who:<{width}}  {event.what}")
 
 
+def _show_bad(done: CampaignReport, draws: Draws, *, shrinks: bool) -> None:
+    """Show the first seeds that violate, each run once more for its events."""
+    bad: dict[int, list[Violation]] = {}
+    for each in done.violations:
+        bad.setdefault(each.seed, []).append(each.violation)
+    for seed, found in itertools.islice(bad.items(), _SHOWN):
+        run = simulate_in_time(draws.plan(seed))
+        _show_violations(seed, found, run, draws, shrinks=shrinks)
+
+
 def _show_violations(
-    seed: int, run: SimulatedMigration, draws: Draws, *, shrinks: bool
+    seed: int,
+    found: Iterable[Violation],
+    run: SimulatedMigration,
+    draws: Draws,
+    *,
+    shrinks: bool,
 ) -> None:
-    for each in run.violations:
+    for each in found:
         click.echo(f"seed {seed}: {each}", err=True)
         click.echo(f"  {each.invariant}: {INVARIANTS[each.invariant]}", err=True)
-    plan = shrink(run.plan) if shrinks else run.plan
-    click.echo(f"with {plan!r}", err=True)
+    click.echo(f"with {run.plan!r}", err=True)
+    # To shrink what hangs would take hours.
+    if shrinks and run.source != HUNG:
+        small = shrink(run.plan, run=simulate_in_time)
+        click.echo(f"and as well with {small!r}", err=True)
     for who in dict.fromkeys(event.who for event in run.events):
         its = [event for event in run.events if event.who == who]
         for event in its[-_LAST_EVENTS:]:

@@ -1,0 +1,124 @@
+"""The command `trio-vfio simulate` in this process, when something goes wrong."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from trio_vfio._cli import _simulate
+from trio_vfio._cli._main import group
+from trio_vfio._cli._plain import Settings
+from trio_vfio.testing import Draws, SimulatedDevice, run_campaign
+from trio_vfio.testing._runs import _campaign
+from trio_vfio.testing._runs._in_time import simulate_in_time
+
+ONE_DEVICE = ("--devices", "1", "--no-faults", "--jobs", "1")
+
+
+def run(*arguments: str) -> Result:
+    words = ["simulate", *arguments]
+    return CliRunner().invoke(group, words, obj=Settings(), standalone_mode=False)
+
+
+@pytest.mark.parametrize("which", [("--seeds", "0:100000000"), ("--seed", "1")])
+def test_a_report_that_cannot_be_written_is_said_before_the_work(
+    which: tuple[str, str], tmp_path: Path
+) -> None:
+    ran = run(*which, "--report", str(tmp_path / "none" / "report.json"))
+    assert "No such file or directory" in str(ran.exception)
+    assert ran.stdout == ""
+
+
+def test_a_run_without_end_is_shown_and_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def begin(_: SimulatedDevice) -> None:
+        signal.pause()
+
+    soon = partial(simulate_in_time, patience=0.3)
+    monkeypatch.setattr(SimulatedDevice, "begin", begin)
+    monkeypatch.setattr(_campaign, "simulate_in_time", soon)
+    monkeypatch.setattr(_simulate, "simulate_in_time", soon)
+    for which in (("--seeds", "1:2"), ("--seed", "1")):
+        ran = run(*which, *ONE_DEVICE, "--shrink")
+        assert ran.return_value == 1
+        assert "seed 1: deadlines, at 0 s: still runs after 0.3 real sec" in ran.stderr
+        assert "FaultPlan(" in ran.stderr
+        assert "to repeat it: trio-vfio simulate --seed 1 --devices 1" in ran.stderr
+
+
+def test_what_only_a_campaign_sees_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions = iter((0, 2))
+    monkeypatch.setattr(_campaign, "_sessions", lambda: next(sessions))
+    ran = run("--seeds", "5:8", *ONE_DEVICE)
+    assert ran.return_value == 1
+    assert "leftovers, at 0 s: 2 sessions are alive after seeds 5 to 7" in ran.stderr
+
+
+def test_faults_of_a_simulated_migration_are_not_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # Of these, some drop a connection, which is worth a warning elsewhere.
+    for seed in range(12):
+        assert run("--seed", str(seed)).return_value == 0
+    assert caplog.records == []
+
+
+def test_ctrl_c_in_a_run_ends_a_campaign_in_this_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    began: list[SimulatedDevice] = []
+    true_begin = SimulatedDevice.begin
+
+    async def begin(device: SimulatedDevice) -> None:
+        began.append(device)
+        if len(began) == 60:
+            signal.raise_signal(signal.SIGINT)
+        await true_begin(device)
+
+    monkeypatch.setattr(SimulatedDevice, "begin", begin)
+    ran = run("--seeds", "0:100000000", *ONE_DEVICE, "--json")
+    monkeypatch.undo()
+    assert ran.return_value == 128 + signal.SIGINT
+    assert "interrupted after 50 seeds" in ran.stderr
+    said = json.loads(ran.stdout)
+    assert said["interrupted"]
+    draws = Draws(devices=1, faults=False)
+    assert said["digest"] == run_campaign(range(50), draws).digest
+
+
+@pytest.fixture
+def scheduler() -> Iterator[str]:
+    """A Dask scheduler on loopback, and nothing else."""
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = ("--host", "127.0.0.1", "--port", str(port), "--no-dashboard", "--no-show")
+    with subprocess.Popen(
+        [sys.executable, "-m", "distributed.cli.dask_scheduler", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        yield f"tcp://127.0.0.1:{port}"
+        process.terminate()
+
+
+def test_a_cluster_without_workers_is_not_waited_for(scheduler: str) -> None:
+    command = (sys.executable, "-m", "trio_vfio", "simulate", "--seeds", "0:9")
+    ran = subprocess.run(
+        [*command, "--dask", scheduler], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.splitlines()[-1] == (
+        f"trio-vfio: error: the Dask scheduler at {scheduler} has no workers"
+    )
