@@ -126,7 +126,7 @@ class Run:
                 await self._end()
                 return
             await self._rest(incoming)
-        await self._source.main.answered.wait()
+        await self._source.main.told.wait()
         self._source.close()
         await incoming.wait_complete()
 
