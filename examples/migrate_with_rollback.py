@@ -1,6 +1,7 @@
 """A migration script: deadlines, progress, and a guest that runs on if it fails.
 
-The first destination has no room for the state; the second takes it.
+The first destination has no room for the state; the second takes it. Interrupt it
+with Ctrl-C: the guest runs on then, too, wherever it has been stopped.
 """
 
 from __future__ import annotations
@@ -20,10 +21,14 @@ SIZE = 32 << 20
 class Guest:
     """Stands in for a virtual machine."""
 
+    runs = True
+
     async def pause(self) -> None:
+        self.runs = False
         print("the guest stands still")
 
     def resume(self) -> None:
+        self.runs = True
         print("the guest runs on, here")
 
 
@@ -42,12 +47,12 @@ async def destination(
 
 
 async def show_progress(outgoing: trio_vfio.Outgoing) -> None:
-    """Say how far it has come, twice in a second."""
+    """Say how far it has come, ten times in a second."""
     while True:
         for device in outgoing.devices.values():
             percent = 100 * device.data_bytes // SIZE
             print(f"{outgoing.state.value.value}: {percent} % of {device.idstr}")
-        await trio.sleep(0.5)
+        await trio.sleep(0.1)
 
 
 async def migrate(guest: Guest, address: str, state: int) -> bool:
@@ -55,6 +60,7 @@ async def migrate(guest: Guest, address: str, state: int) -> bool:
     source = trio_vfio.FdSource(state, precopy_bytes=SIZE // 2)
     # The guest stands still for three seconds at most.
     deadlines = trio_vfio.Deadlines(first_connection=5, handshake=5, switchover=3)
+    outgoing = None
     try:
         async with (
             trio_vfio.open_outgoing(
@@ -63,23 +69,30 @@ async def migrate(guest: Guest, address: str, state: int) -> bool:
             trio.open_nursery() as nursery,
         ):
             nursery.start_soon(show_progress, outgoing)
-            result = await outgoing.migrate(before_switchover=guest.pause)
+            await outgoing.migrate(before_switchover=guest.pause)
             nursery.cancel_scope.cancel(reason="the migration is complete")
     except (trio_vfio.MigrationFailed, OSError) as failed:
         for fault in getattr(failed, "exceptions", [failed]):
             print("failed:", fault)
-        # The device runs again already; nothing at the destination does.
-        guest.resume()
-        return False
-    print(f"moved; the guest stood still for {result.switchover_seconds:.3f} s")
-    return True
+    finally:
+        # Also behind a cancel, which may come a moment after all has gone well.
+        moved = outgoing is not None and outgoing.result().status == "completed"
+        if not moved and not guest.runs:
+            # The device runs again already; nothing at the destination does.
+            guest.resume()
+    if moved and outgoing is not None:
+        seconds = outgoing.result().switchover_seconds
+        print(f"moved; the guest stood still for {seconds:.3f} s")
+    return moved
 
 
 async def main() -> None:
     state = os.memfd_create("state")
     os.truncate(state, SIZE)
-    full = SimulatedDevice(fails={"write": errno.ENOSPC}, fails_at_byte=SIZE - 1)
-    for device in (full, SimulatedDevice()):
+    full = SimulatedDevice(
+        seconds_per_mib=0.02, fails={"write": errno.ENOSPC}, fails_at_byte=SIZE - 1
+    )
+    for device in (full, SimulatedDevice(seconds_per_mib=0.02)):
         async with trio.open_nursery() as nursery:
             address: str = await nursery.start(destination, device)
             moved = await migrate(Guest(), address, state)

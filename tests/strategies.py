@@ -1,24 +1,18 @@
-"""Hypothesis strategies for all that travels. New ones belong here, not in tests."""
+"""Hypothesis strategies for what only our own tests look at, besides the public ones.
+
+New ones belong here or in `trio_vfio.testing.strategies`, not in tests.
+"""
 
 from __future__ import annotations
 
 import struct
-from typing import Final
 
-import attrs
 from hypothesis import strategies as st
 
 from trio_vfio._wire._config_blob import ConfigBlob, msix_vectors
 from trio_vfio._wire._main_encode import END_PAYLOAD, SETUP_PAYLOAD
 from trio_vfio._wire._main_events import CommandType, SectionType
-from trio_vfio._wire._multifd import (
-    MULTIFD_MAGIC,
-    NO_INDEX,
-    InitialPacket,
-    PacketFlag,
-    StateFlag,
-    StateHeader,
-)
+from trio_vfio._wire._multifd import InitialPacket
 from trio_vfio._wire._return_path import (
     SWITCHOVER_ACK,
     ReturnPathFrame,
@@ -26,7 +20,7 @@ from trio_vfio._wire._return_path import (
     pong,
     shut,
 )
-from trio_vfio._wire._vfio_section import Mark
+from trio_vfio.testing.strategies import PAGE_SIZES, Packet, idstrs, packets
 
 from .streams import (
     ATTRIBUTES,
@@ -47,17 +41,8 @@ from .streams import (
     virtio_mem_payload,
 )
 
-PAGE_SIZES: Final = (4096, 8192, 16384, 32768, 65536)
-COMPRESSIONS: Final = (0x00, 0x02, 0x04, 0x08, 0x10, 0x20)
-"""None, zlib, zstd, QPL, UADK, QATzip."""
-
 u32 = st.integers(0, 0xFFFF_FFFF)
 u64 = st.integers(0, 2**64 - 1)
-
-printable = st.characters(min_codepoint=0x20, max_codepoint=0x7E)
-idstrs = st.text(printable, min_size=1, max_size=40) | st.text(
-    printable, min_size=250, max_size=255
-)
 
 splits = st.lists(st.integers(1, 700), min_size=1, max_size=30)
 """How many bytes come with each read, over and over."""
@@ -66,82 +51,12 @@ initial_packets = st.builds(
     InitialPacket, st.binary(min_size=16, max_size=16), st.integers(0, 254)
 )
 
-words_of_the_protocol = st.sampled_from(
-    [
-        b"QEVM",
-        b"\0\0\0\3",
-        struct.pack("!II", MULTIFD_MAGIC, 1),
-        b"\x07\0\0\0\4pc-1",
-        b"\x01\0\0\0\x2a\4vfio\0\0\0\0\0\0\0\1",
-        b"\x04\0\0\0\x2a\4vfio\0\0\0\0\0\0\0\1",
-        b"\x01\0\0\0\1\3ram\0\0\0\0\0\0\0\4",
-        b"\x01\0\0\0\2\x0cdirty-bitmap\0\0\0\0\0\0\0\1",
-        b"\x01\0\0\0\4\x0aspapr/htab\0\0\0\0\0\0\0\1",
-        b"\x01\0\0\0\5\x17s390-storage_attributes\0\0\0\0\0\0\0\0",
-        b"\x04\0\0\0\6\x17virtio-mem-device-early\0\0\0\0\0\0\0\1",
-        *(bytes([type_, 0, 0, 0, id_]) for type_ in (2, 3) for id_ in (2, 4, 5)),
-        *(bytes([0x7E, 0, 0, 0, id_]) for id_ in (2, 4, 5, 6)),
-        b"\x02\0\0\0\x2a",
-        b"\x03\0\0\0\x2a",
-        b"\x7e\0\0\0\x2a",
-        b"\x7e\0\0\0\1",
-        b"\x08\0\x0b\0\0",
-        b"\x00\x06\0\0\0\2{}",
-        b"\0\0\0\x40",
-        b"\x10\0",
-        *(mark.encode() for mark in Mark),
-    ]
-)
-
-garbage = st.binary(max_size=400) | st.lists(
-    words_of_the_protocol | st.binary(max_size=12), max_size=30
-).map(b"".join)
-"""Bytes of any kind, among them such as look like the protocol for a while."""
-
-
-@attrs.frozen
-class ChannelPacket:
-    """One packet of a channel as it travels, and what a decoder makes of it."""
-
-    raw: bytes = attrs.field(repr=lambda raw: f"<{len(raw)} bytes>")
-    header: StateHeader | None = None
-    """None for RAM."""
-    data: bytes = b""
-
 
 @st.composite
-def state_packets(draw: st.DrawFn) -> ChannelPacket:
-    """Device-state packets."""
-    data = draw(st.binary(max_size=600))
-    header = StateHeader(
-        idstr=draw(idstrs),
-        idx=draw(st.integers(0, NO_INDEX - 1)),
-        size=len(data),
-        flags=draw(st.sampled_from([StateFlag(0), StateFlag.CONFIG])),
-        instance_id=draw(u32),
-    )
-    return ChannelPacket(header.encode() + data, header, data)
-
-
-@st.composite
-def ram_packets(draw: st.DrawFn, page_size: int) -> ChannelPacket:
-    """RAM and SYNC packets, compressed or not; the content is arbitrary."""
-    pages = 512 * 1024 // page_size
-    sync = draw(st.booleans())
-    flags = PacketFlag.SYNC if sync else draw(st.sampled_from(COMPRESSIONS))
-    allocated = 0 if sync else pages
-    payload = draw(st.integers(0, 3000) | st.just(0))
-    fixed = draw(st.binary(min_size=1, max_size=8)) * (8 * pages + 296)
-    head = struct.pack("!IIIIII", MULTIFD_MAGIC, 1, flags, allocated, 1, payload)
-    return ChannelPacket(head + fixed[: 8 * pages + 296] + bytes(payload))
-
-
-@st.composite
-def channels(draw: st.DrawFn) -> tuple[int, list[ChannelPacket]]:
+def channels(draw: st.DrawFn) -> tuple[int, list[Packet]]:
     """A page size, and the packets of a channel of such a machine."""
     page_size = draw(st.sampled_from(PAGE_SIZES))
-    kinds = state_packets() | ram_packets(page_size)
-    return page_size, draw(st.lists(kinds, max_size=5))
+    return page_size, draw(st.lists(packets(page_size=page_size), max_size=5))
 
 
 return_path_frames = (
@@ -260,7 +175,7 @@ def main_streams(draw: st.DrawFn) -> StreamBuilder:
         stream.command(CommandType.OPEN_RETURN_PATH)
         stream.command(CommandType.PING, struct.pack("!I", draw(u32)))
     others = draw(st.lists(st.sampled_from(ITERABLE), unique=True))
-    names = draw(st.lists(idstrs, max_size=3, unique=True))
+    names = draw(st.lists(idstrs(), max_size=3, unique=True))
     devices = [
         Handler(50 + number, f"{name[:250]}/vfio") for number, name in enumerate(names)
     ]
@@ -331,17 +246,3 @@ def _switch_over(
     if draw(st.booleans()):
         stream.section(TIMER, SectionType.FULL, behind)
     stream.end()
-
-
-changes = st.lists(
-    st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=6
-)
-"""Where to change a byte, as a part of the whole, and to what."""
-
-
-def changed(raw: bytes, changes: list[tuple[float, int]]) -> bytes:
-    """Return *raw* with some of its bytes changed."""
-    copy = bytearray(raw)
-    for where, value in changes:
-        copy[int(where * len(copy))] = value
-    return bytes(copy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,12 +22,14 @@ SAYS = {
         "received: completed in ",
     ],
     "migrate_with_rollback.py": [
+        "active: ",
         "the guest stands still",
         "failed: the destination says that the migration failed",
         "the guest runs on, here",
         "moved; the guest stood still for ",
     ],
     "mock_clock_test.py": ["18 virtual seconds have passed"],
+    "own_device_test.py": ["2.1 hours of virtual time"],
     "snapshot_and_restore.py": [
         "saved 5000000 bytes",
         "manifest.json",
@@ -56,3 +59,15 @@ def test_example(name: str) -> None:
         # One behind the other.
         assert line in ran.stdout[at:]
         at = ran.stdout.index(line, at) + len(line)
+
+
+def test_an_interrupted_migration_lets_the_guest_run_on() -> None:
+    command = [sys.executable, "-u", str(EXAMPLES / "migrate_with_rollback.py")]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert any(line == "the guest stands still\n" for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        said = process.stdout.readlines()
+    assert said[-1] == "the guest runs on, here\n"

@@ -7,6 +7,7 @@ deadline, and the source's devices run again.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from errno import EIO
 
 import pytest
 import trio
@@ -16,9 +17,11 @@ from trio_vfio import (
     ConnectionLost,
     Deadlines,
     DestinationFailed,
+    DeviceError,
     MigrationFailed,
     PeerProtocolError,
     TrioVfioError,
+    open_incoming,
     open_outgoing,
 )
 from trio_vfio._wire._return_path import (
@@ -28,7 +31,13 @@ from trio_vfio._wire._return_path import (
     pong,
     shut,
 )
-from trio_vfio.testing import ScriptedDestination, SimulatedSource, link
+from trio_vfio.testing import (
+    DeviceFault,
+    ScriptedDestination,
+    SimulatedDevice,
+    SimulatedSource,
+    link,
+)
 
 A = "0000:00:04.0/vfio"
 
@@ -321,6 +330,76 @@ async def test_it_never_leaves_without_a_return_path(
     assert str(fault) == (
         "silence deadline of 6 s passed: the destination does not close the connection"
     )
+
+
+def only(failed: MigrationFailed) -> TrioVfioError:
+    (fault,) = failed.exceptions
+    assert isinstance(fault, TrioVfioError)
+    return fault
+
+
+async def both_fail(
+    source: SimulatedSource, sink: SimulatedDevice, *, delay: float = 0.25
+) -> tuple[TrioVfioError, TrioVfioError]:
+    """Migrate over memory without a return path; return the only fault of each."""
+    here, there = link(delay=delay)
+    faults: dict[str, TrioVfioError] = {}
+
+    async def receive() -> None:
+        with pytest.raises(MigrationFailed) as caught:
+            async with open_incoming(there, {A: sink}) as incoming:
+                await incoming.wait_complete()
+        faults["theirs"] = only(caught.value)
+
+    async def send() -> None:
+        with pytest.raises(MigrationFailed) as caught:
+            async with open_outgoing(
+                here, {A: source}, return_path=False, buffer_size=10
+            ) as outgoing:
+                await outgoing.migrate()
+        faults["ours"] = only(caught.value)
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            nursery.start_soon(send)
+    assert source.running and not source.finished
+    assert source.violations == sink.violations == []
+    assert not sink.finished or sink.aborted
+    return faults["ours"], faults["theirs"]
+
+
+@pytest.mark.parametrize("delay", [0, 0.25])
+@pytest.mark.parametrize("call", ["begin", "write", "load_config", "finish"])
+async def test_a_destination_of_ours_fails_without_a_return_path(
+    call: str, delay: float, autojump_clock: MockClock
+) -> None:
+    """It breaks main, so that its end is not taken for success."""
+    source, sink = SimulatedSource(size=100), SimulatedDevice(fails={call: EIO})
+    source.config_blob = b"blob"
+    ours, theirs = await both_fail(source, sink, delay=delay)
+    assert isinstance(ours, ConnectionLost)
+    assert isinstance(theirs, DeviceError)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        DeviceFault("stop"),
+        DeviceFault("read_into", at_byte=0),
+        DeviceFault("read_into", at_byte=99),
+        DeviceFault("config"),
+    ],
+)
+async def test_a_source_fails_without_a_return_path(
+    fault: DeviceFault, autojump_clock: MockClock
+) -> None:
+    """Once the destination knows of it: a main that says nothing is nobody's."""
+    source = SimulatedSource(size=100, seconds_per_call=0.5, faults=[fault])
+    ours, theirs = await both_fail(source, SimulatedDevice())
+    assert isinstance(ours, DeviceError)
+    # Whether main or the channels are seen to break first is left open.
+    assert isinstance(theirs, (ConnectionLost, PeerProtocolError))
 
 
 class Faulty(trio.abc.Stream):

@@ -25,18 +25,16 @@ from trio_vfio._wire._multifd import (
     StateHeader,
     StatePacket,
 )
-
-from ..strategies import (
+from trio_vfio.testing.strategies import (
     COMPRESSIONS,
     PAGE_SIZES,
-    ChannelPacket,
+    Packet,
     changed,
     changes,
-    channels,
     garbage,
-    initial_packets,
-    splits,
 )
+
+from ..strategies import channels, initial_packets, splits
 from ..streams import IDSTR
 from .feeding import channel_events, feed_channel, put, room
 
@@ -65,7 +63,7 @@ def test_initial_packet_of_garbage(raw: bytes) -> None:
         InitialPacket.decode_untrusted(raw)
 
 
-@given(initial_packets, changes)
+@given(initial_packets, changes())
 def test_initial_packet_with_changes(
     packet: InitialPacket, where: list[tuple[float, int]]
 ) -> None:
@@ -386,7 +384,7 @@ def test_bytes_are_judged_with_their_part(part: slice, enough: int) -> None:
 
 @given(channels(), splits)
 def test_any_split_gives_the_same_events(
-    channel: tuple[int, list[ChannelPacket]], sizes: list[int]
+    channel: tuple[int, list[Packet]], sizes: list[int]
 ) -> None:
     page_size, packets = channel
     offset = INITIAL_SIZE
@@ -404,7 +402,7 @@ def test_any_split_gives_the_same_events(
     assert channel_events(raw, sizes, page_size) == expected
 
 
-@given(garbage, splits, st.sampled_from(PAGE_SIZES))
+@given(garbage(), splits, st.sampled_from(PAGE_SIZES))
 def test_garbage(raw: bytes, sizes: list[int], page_size: int) -> None:
     """It is refused, and by no other error."""
     if raw:
@@ -414,9 +412,9 @@ def test_garbage(raw: bytes, sizes: list[int], page_size: int) -> None:
         assert INITIAL_SIZE <= caught.value.offset <= INITIAL_SIZE + len(raw)
 
 
-@given(channels(), splits, changes)
+@given(channels(), splits, changes())
 def test_changed_packets(
-    channel: tuple[int, list[ChannelPacket]],
+    channel: tuple[int, list[Packet]],
     sizes: list[int],
     where: list[tuple[float, int]],
 ) -> None:

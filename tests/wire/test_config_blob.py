@@ -10,8 +10,9 @@ from hypothesis import given, strategies as st
 
 from trio_vfio._errors import PeerProtocolError
 from trio_vfio._wire._config_blob import ConfigBlob, msix_vectors
+from trio_vfio.testing.strategies import changed, changes, garbage
 
-from ..strategies import changed, changes, config_blobs, garbage
+from ..strategies import config_blobs
 
 DISPLAY = bytes.fromhex("0519") + b"VFIOPCIDevice/VFIODisplay" + bytes([0, 0, 0, 1])
 DISPLAY += bytes(28)
@@ -152,7 +153,9 @@ def test_round_trip(blob: ConfigBlob) -> None:
     assert blob.msix_vectors * 16 == len(blob.msix_table)
 
 
-@given(garbage | st.binary(min_size=276, max_size=276).map(lambda raw: b"\0\0\0" + raw))
+@given(
+    garbage() | st.binary(min_size=276, max_size=276).map(lambda raw: b"\0\0\0" + raw)
+)
 def test_garbage(raw: bytes) -> None:
     try:
         blob = ConfigBlob.decode_untrusted(raw)
@@ -161,7 +164,7 @@ def test_garbage(raw: bytes) -> None:
     assert blob.encode() == raw
 
 
-@given(config_blobs(), changes)
+@given(config_blobs(), changes())
 def test_changed_blobs(blob: ConfigBlob, where: list[tuple[float, int]]) -> None:
     """They are refused, or taken apart without loss."""
     raw = changed(blob.encode(), where)

@@ -11,16 +11,10 @@ from trio_vfio._errors import PeerProtocolError
 from trio_vfio._wire._idstr import idstr_untrusted, is_vfio
 from trio_vfio._wire._main_decoder import MainDecoder
 from trio_vfio._wire._main_events import MainEvent
+from trio_vfio.testing.strategies import changed, changes, garbage, idstrs
 
 from ..captures_data import COMPLETE, CaptureFiles
-from ..strategies import (
-    changed,
-    changes,
-    garbage,
-    idstrs,
-    main_streams,
-    splits,
-)
+from ..strategies import main_streams, splits
 from ..streams import HEADER, StreamBuilder
 from .feeding import cut, drain, main_events
 
@@ -83,7 +77,7 @@ def test_streams_that_end_too_early(
 
 
 @settings(max_examples=100)
-@given(main_streams(), splits, changes)
+@given(main_streams(), splits, changes())
 def test_changed_streams(
     stream: StreamBuilder, sizes: list[int], where: list[tuple[float, int]]
 ) -> None:
@@ -93,7 +87,7 @@ def test_changed_streams(
 
 
 @settings(max_examples=50)
-@given(st.sampled_from(COMPLETE), changes, st.sampled_from([1 << 30, 4099]))
+@given(st.sampled_from(COMPLETE), changes(), st.sampled_from([1 << 30, 4099]))
 def test_changed_captures(
     capture: CaptureFiles, where: list[tuple[float, int]], size: int
 ) -> None:
@@ -115,14 +109,14 @@ def test_changed_beginnings_of_captures(
     assert outcome(raw, [4099]) == outcome(raw, [1 << 30])
 
 
-@given(garbage, splits, st.booleans())
+@given(garbage(), splits, st.booleans())
 def test_garbage(raw: bytes, sizes: list[int], header: bool) -> None:
     if header:
         raw = HEADER + raw
     assert outcome(raw, sizes) == outcome(raw, [1 << 30])
 
 
-@given(idstrs)
+@given(idstrs())
 def test_idstrs(idstr: str) -> None:
     assert idstr_untrusted(idstr.encode()) == idstr
     assert is_vfio(f"{idstr}/vfio")

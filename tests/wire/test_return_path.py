@@ -16,8 +16,9 @@ from trio_vfio._wire._return_path import (
     pong,
     shut,
 )
+from trio_vfio.testing.strategies import garbage
 
-from ..strategies import garbage, return_path_frames, splits
+from ..strategies import return_path_frames, splits
 from .feeding import cut
 
 
@@ -77,7 +78,7 @@ def test_end_inside_a_frame(length: int) -> None:
     assert caught.value.offset == 4
 
 
-@given(garbage, splits)
+@given(garbage(), splits)
 def test_garbage(raw: bytes, sizes: list[int]) -> None:
     """It is refused by no other error, or it was frames after all."""
     try:

@@ -1,17 +1,11 @@
 """Play the source's part of a capture to a destination.
 
-Each connection sends its file on its own, as a source does, but for two things
-that a source waits for and the files do not show:
-
-- before SWITCHOVER_START, the answers that are in ``return.bin``
-- on a multifd channel, SWITCHOVER_START before the first device-state packet
-
-QEMU: ``migration_thread`` in migration/migration.c.
+Each connection sends its file on its own, as a source does, but for what
+`_parts` says.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, suppress
 from io import BufferedReader
@@ -25,13 +19,18 @@ from .._errors import PeerProtocolError
 from .._wire._limits import KIB
 from .._wire._return_path import ReturnPathDecoder, ReturnPathFrame, ReturnPathType
 from ._channel_scan import ChannelScan
-from ._faults import Fault
+from ._parts import (
+    Awaits,
+    answers_before_switchover,
+    count_answers,
+    parts_of_channel,
+    parts_of_main,
+)
 from ._report import CaptureScan, scan_capture
 
 Connect = Callable[[], Awaitable[trio.abc.Stream]]
 
 _PIECE: Final = 64 * KIB
-_COMMAND_BYTES: Final = 5
 
 
 async def play(
@@ -69,7 +68,7 @@ async def play(
       OSError: if it cannot be read, or *connect* raises it.
     """
     scan = scan_capture(path)
-    player = _Player(scan, piece, pause, hold_state, _answers_before_switchover(scan))
+    player = _Player(scan, piece, pause, hold_state, answers_before_switchover(scan))
     async with AsyncExitStack() as stack:
         main = await stack.enter_async_context(await connect())
         channels = [
@@ -88,20 +87,6 @@ async def play(
             if not scan.main.return_path:
                 nursery.cancel_scope.cancel(reason="all was sent")
     return bytes(player.answers)
-
-
-def _answers_before_switchover(scan: CaptureScan) -> int:
-    path = scan.capture.return_path
-    if not path.exists():
-        return 0
-    try:
-        frames = ReturnPathDecoder().received(path.read_bytes())
-    except PeerProtocolError as error:
-        raise ValueError(str(Fault.of(path.name, error))) from error
-    types = [frame.type for frame in frames]
-    answers = types.count(ReturnPathType.PONG)
-    answers += types.count(ReturnPathType.SWITCHOVER_ACK)
-    return answers - scan.main.pings_after_switchover
 
 
 @final
@@ -132,42 +117,39 @@ class _Player:
 
     def _count(self, frames: Iterable[ReturnPathFrame]) -> bool:
         """Take note of *frames*. Returns whether SHUT is among them."""
-        types = [frame.type for frame in frames]
-        self.answers_wanted -= types.count(ReturnPathType.PONG)
-        self.answers_wanted -= types.count(ReturnPathType.SWITCHOVER_ACK)
+        frames = list(frames)
+        self.answers_wanted -= count_answers(frames)
         if self.answers_wanted <= 0:
             self._answered.set()
-        return ReturnPathType.SHUT in types
+        return ReturnPathType.SHUT in (frame.type for frame in frames)
 
     async def send_main(self, stream: trio.abc.Stream) -> None:
         """Send the main stream, and wait in it for what a source waits for."""
-        path, switchover = self.scan.capture.main, self.scan.main.switchover_start
-        if not path.exists():
+        if not self.scan.capture.main.exists():
             return
-        with path.open("rb") as file:
-            if switchover is not None:
-                if not await self._send(stream, file, switchover):
+        with self.scan.capture.main.open("rb") as file:
+            for part in parts_of_main(self.scan):
+                if part.awaits is Awaits.ANSWERS:
+                    await self._answered.wait()
+                taken = await self._send(stream, file, part.size)
+                if part.awaits is Awaits.ANSWERS:
+                    self._switched_over.set()
+                if not taken:
                     return
-                await self._answered.wait()
-                await self._send(stream, file, _COMMAND_BYTES)
-                self._switched_over.set()
-            await self._send(stream, file)
 
     async def send_channel(self, stream: trio.abc.Stream, channel: ChannelScan) -> None:
         """Send the file of one channel; end it if it was cut."""
-        path = self.scan.capture.channel(channel.result.id)
-        waits = self.hold_state and self.scan.main.switchover_start is not None
-        with path.open("rb") as file:
-            if waits and channel.packets:
-                if not await self._send(stream, file, channel.packets[0].offset):
+        with self.scan.capture.channel(channel.result.id).open("rb") as file:
+            for part in parts_of_channel(self.scan, channel):
+                if part.awaits is Awaits.SWITCHOVER and self.hold_state:
+                    await self._switched_over.wait()
+                if not await self._send(stream, file, part.size):
                     return
-                await self._switched_over.wait()
-            await self._send(stream, file)
         if channel.fault is not None and channel.fault.cut:
             await _end(stream)
 
     async def _send(
-        self, stream: trio.abc.Stream, file: BufferedReader, count: int = sys.maxsize
+        self, stream: trio.abc.Stream, file: BufferedReader, count: int
     ) -> bool:
         """Send the next *count* bytes. Returns whether the destination took them."""
         # From the page cache, as a rule: a thread would cost more than the read.

@@ -6,7 +6,7 @@ import socket
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
 import trio
 
@@ -15,6 +15,26 @@ _NO_LINGER: Final = struct.pack("ii", 1, 0)
 
 # Of a peer that does not answer, before it counts as gone.
 _PROBES: Final = 3
+
+
+class Resets(Protocol):
+    """What any stream may have besides, to be as good as TCP where a migration fails.
+
+    Without it, the end of a connection is all that a peer without a return path
+    sees of a failure, and that is what success looks like, too.
+    """
+
+    @property
+    def was_reset(self) -> bool:
+        """Whether the peer has broken the connection, or closed it unheard."""
+        ...
+
+    def reset(self) -> None:
+        """Close at once, so that the peer finds the connection broken, not ended.
+
+        What was sent and has not arrived is dropped. Closing it again does nothing.
+        """
+        ...
 
 
 async def fill(stream: trio.abc.ReceiveStream, buffers: Sequence[memoryview]) -> int:
@@ -89,12 +109,15 @@ async def end(stream: trio.abc.Stream, *, close: bool) -> None:
 async def reset(stream: trio.abc.Stream) -> None:
     """Close *stream* at once, and let the peer know that this was no proper end.
 
-    What was sent and has not arrived is dropped, where the system can do that.
+    What was sent and has not arrived is dropped, where the system can do that, or
+    where the stream itself `Resets`.
     """
     plain = plain_stream(stream)
     if isinstance(plain, trio.SocketStream):
         with suppress(OSError):
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    elif hasattr(plain, "reset"):
+        cast("Resets", plain).reset()
     await trio.aclose_forcefully(stream)
 
 
@@ -143,11 +166,11 @@ def was_reset(stream: trio.abc.Stream) -> bool:
     """Whether the peer's machine has answered with a reset.
 
     Asked of the socket itself: where the peer had closed its half before, neither
-    reading nor writing a byte would tell. Never so for what is no socket.
+    reading nor writing a byte would tell. What is no socket knows only if it `Resets`.
     """
     plain = plain_stream(stream)
     if not isinstance(plain, trio.SocketStream):
-        return False
+        return hasattr(plain, "was_reset") and cast("Resets", plain).was_reset
     try:
         return plain.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
     except OSError:

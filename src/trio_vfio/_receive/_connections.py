@@ -102,14 +102,15 @@ class Connections:
                 if completed and _is_tls(stream):
                     with trio.move_on_after(SHUT_GRACE):
                         await stream.aclose()
-                elif not completed and self._is_mute_main(stream):
+                elif not completed and self._may_be_mute_main(stream):
                     # A proper end would say that all went well.
                     await reset(stream)
                 await trio.aclose_forcefully(stream)
 
-    def _is_mute_main(self, stream: trio.abc.Stream) -> bool:
+    def _may_be_mute_main(self, stream: trio.abc.Stream) -> bool:
+        # What has not yet said what it is may be main, with all of it on its way.
         main = self._main
-        return main is not None and main.stream is stream and main.is_mute
+        return main is None or (main.stream is stream and main.is_mute)
 
     async def _listen(self, listener: trio.abc.Listener[trio.abc.Stream]) -> None:
         # Not trio.serve_listeners: that closes a connection when its task is

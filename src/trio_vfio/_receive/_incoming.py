@@ -116,7 +116,10 @@ async def open_incoming(
 
     Args:
       where: an address (``tcp:HOST:PORT``, ``unix:PATH``), or listeners and
-        streams that the caller has opened. Those stay the caller's to close.
+        streams that the caller has opened. Those stay the caller's to close. Any
+        stream may have a ``reset()``, not async, which closes it so that the peer
+        finds it broken, and an attribute ``was_reset``, whether that is what the
+        peer has done. Without them a failure can look like a proper end.
       devices: where the state goes, by idstr (the guest's path to the device)
         or by idstr and instance id; then the source must send exactly these. Or
         a callable that makes a sink for whatever device the source announces, or

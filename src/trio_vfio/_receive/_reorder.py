@@ -124,6 +124,13 @@ class ReorderQueue:
         return len(self._waiting)
 
     @property
+    def early(self) -> int:
+        """Bytes of packets that are arriving or waiting, but not due."""
+        arriving = sum(size for idx, size in self._arriving.items() if idx != self.due)
+        waiting = self._waiting.items()
+        return arriving + sum(p.header.size for idx, p in waiting if idx != self.due)
+
+    @property
     def missing(self) -> int | None:
         """The first index that has not arrived, or None if all have."""
         idx = self.due

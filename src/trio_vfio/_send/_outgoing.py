@@ -141,13 +141,15 @@ async def open_outgoing(
 
     Without a return path the destination says nothing. Then the migration is
     complete when all was sent and the destination has closed the connection. One
-    of ours that has failed breaks it instead, but only over TCP: what closes a
-    unix socket, or was killed, looks as if it had all devices.
+    of ours that has failed breaks it instead, but only over TCP, or over a stream
+    that can do so by itself (see *where* of `open_incoming`): what closes a unix
+    socket, or was killed, looks as if it had all devices.
 
     Args:
       where: an address (``tcp:HOST:PORT``, ``unix:PATH``), or a function that
         opens a connection; called once for the main channel and then once for
-        each other channel. What it opens is closed.
+        each other channel. What it opens is closed; when the migration fails, by
+        the ``reset`` of a stream that has one.
       devices: what gives the state, by idstr (the guest's path to the device) or
         by idstr and instance id.
       channels: how many multifd channels, 1 to 255.

@@ -8,7 +8,7 @@ from typing import ClassVar, Final, final
 import attrs
 import trio
 
-from ._simulation import ContractViolation, LegalCalls, Simulation, Stage
+from ._simulation import LegalCalls, Simulation, Stage
 
 _LEGAL: Final[LegalCalls] = {
     "begin": (frozenset({Stage.NEW}), Stage.READY),
@@ -31,7 +31,8 @@ class SimulatedDevice(Simulation):
     thread that cannot be interrupted would. Between two steps a cancel is seen;
     an abort ends a step, and the call with ECANCELED.
 
-    Raises `ContractViolation` in whoever calls it out of order.
+    Raises `ContractViolation` in whoever calls it out of order, and keeps it in
+    `violations`.
     """
 
     _legal: ClassVar[LegalCalls] = _LEGAL
@@ -72,7 +73,7 @@ class SimulatedDevice(Simulation):
             for buffer in buffers:
                 data = bytes(buffer)
                 if not data:
-                    raise ContractViolation("write of an empty buffer")
+                    raise self._violation("write of an empty buffer")
                 await self._data_step(len(data))
                 self._accepted += data
                 # A full one, so that of two things that happen at the same
@@ -83,7 +84,7 @@ class SimulatedDevice(Simulation):
         """Accept the config. Cancelled or failing as `write`."""
         async with self._call("load_config"):
             self._record("load_config", len(blob))
-            await self._step("load_config", self.seconds_per_call)
+            await self._step("load_config", self._seconds())
             self.config = blob
 
     def _bytes_done(self) -> int:

@@ -8,22 +8,18 @@ from typing import final
 import attrs
 import trio
 
-from .._wire._main_encode import (
-    END_PAYLOAD,
-    SETUP_PAYLOAD,
-    encode_command,
-    encode_data,
-    encode_end,
-    encode_header,
-    encode_section,
-)
-from .._wire._main_events import CommandType, Section, SectionType
+from .._wire._main_encode import encode_command
+from .._wire._main_events import CommandType
 from .._wire._multifd import InitialPacket, StateFlag, StateHeader
 from .._wire._return_path import ReturnPathDecoder, ReturnPathType
-from .._wire._vfio_section import VFIO_VERSION, Mark, encode_config
+from .._wire._vfio_section import encode_config
 from ._links import Connect
+from ._main_stream import MainStream
 
-_FIRST_SECTION_ID = 40
+
+def initial_packet(channel: int, *, uuid: bytes = bytes(16)) -> bytes:
+    """Return what a multifd channel begins with: its id, and the machine's UUID."""
+    return InitialPacket(uuid, channel).encode()
 
 
 def data_packet(
@@ -61,14 +57,13 @@ class ScriptedSource:
     """The source's end of all connections of one migration.
 
     Each method sends one piece of a migration, in whatever order it is called;
-    nothing is checked, so that any mistake a source can make can be made.
+    nothing is checked, so that any mistake a source can make can be made. What is
+    known beforehand is shorter as a script, see `ScriptedPeer`.
     """
 
     main: trio.abc.Stream
     channels: Sequence[trio.abc.Stream]
-    _sections: dict[tuple[str, int], Section] = attrs.field(
-        factory=dict[tuple[str, int], Section], init=False
-    )
+    _pieces: MainStream = attrs.field(factory=MainStream, init=False)
     _return_path: ReturnPathDecoder = attrs.field(factory=ReturnPathDecoder, init=False)
 
     @classmethod
@@ -79,7 +74,7 @@ class ScriptedSource:
         main = await connect()
         opened = [await connect() for _ in range(channels)]
         for channel_id, stream in enumerate(opened):
-            await stream.send_all(InitialPacket(uuid, channel_id).encode())
+            await stream.send_all(initial_packet(channel_id, uuid=uuid))
         return cls(main, opened)
 
     async def begin(
@@ -89,12 +84,10 @@ class ScriptedSource:
         return_path: bool = False,
     ) -> None:
         """Send the header, open the return path if wanted, announce devices."""
-        await self.main.send_all(encode_header(machine))
-        if return_path:
-            await self.command(CommandType.OPEN_RETURN_PATH)
-            await self.command(CommandType.PING, bytes([0, 0, 0, 1]))
-        for idstr in idstrs:
-            await self.announce(idstr)
+        pieces = self._pieces
+        await self.main.send_all(
+            pieces.begin(*idstrs, machine=machine, return_path=return_path)
+        )
 
     async def command(self, command: CommandType, payload: bytes = b"") -> None:
         """Send a command."""
@@ -102,15 +95,8 @@ class ScriptedSource:
 
     async def announce(self, idstr: str, *, instance_id: int = 0) -> None:
         """Send the START section of a device."""
-        self._sections[idstr, instance_id] = Section(
-            SectionType.START,
-            _FIRST_SECTION_ID + len(self._sections),
-            idstr,
-            instance_id,
-            VFIO_VERSION,
-            offset=0,
-        )
-        await self._section(SectionType.START, idstr, instance_id, SETUP_PAYLOAD)
+        piece = self._pieces.announce(idstr, instance_id=instance_id)
+        await self.main.send_all(piece)
 
     async def precopy(
         self,
@@ -121,14 +107,14 @@ class ScriptedSource:
         instance_id: int = 0,
     ) -> None:
         """Send a PART section with pre-copy *data*, if any."""
-        mark = Mark.DEV_INIT_DATA_SENT if init_data_sent else Mark.END_OF_STATE
-        payload = b"" if data is None else encode_data(data)
-        payload += mark.encode()
-        await self._section(SectionType.PART, idstr, instance_id, payload)
+        piece = self._pieces.precopy(
+            idstr, data, init_data_sent=init_data_sent, instance_id=instance_id
+        )
+        await self.main.send_all(piece)
 
     async def switch_over(self) -> None:
         """Send SWITCHOVER_START."""
-        await self.command(CommandType.SWITCHOVER_START)
+        await self.main.send_all(self._pieces.switch_over())
 
     async def end_device(
         self,
@@ -139,17 +125,12 @@ class ScriptedSource:
         instance_id: int = 0,
     ) -> None:
         """Send the END and FULL sections, with state if that goes over main."""
-        blocks = b"".join(map(encode_data, data))
-        payload = blocks + END_PAYLOAD
-        await self._section(SectionType.END, idstr, instance_id, payload)
-        payload = END_PAYLOAD if config is None else encode_config(config)
-        await self._section(SectionType.FULL, idstr, instance_id, payload)
+        piece = self._pieces.end_device(idstr, data, config, instance_id=instance_id)
+        await self.main.send_all(piece)
 
     async def end(self) -> None:
         """Send the end of all devices and of the stream."""
-        for idstr, instance_id in self._sections:
-            await self.end_device(idstr, instance_id=instance_id)
-        await self.main.send_all(encode_end())
+        await self.main.send_all(self._pieces.end())
 
     async def packets(self, channel: int, *packets: bytes) -> None:
         """Send *packets* on a channel."""
@@ -173,9 +154,3 @@ class ScriptedSource:
                 return frames
             for frame in self._return_path.received(bytes(data)):
                 frames.append((frame.type, frame.value if frame.payload else None))
-
-    async def _section(
-        self, type_: SectionType, idstr: str, instance_id: int, payload: bytes
-    ) -> None:
-        section = attrs.evolve(self._sections[idstr, instance_id], type=type_)
-        await self.main.send_all(encode_section(section, payload))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import ClassVar, Final, final
 
@@ -10,7 +11,7 @@ import attrs
 import trio
 
 from .._device._port import Pending
-from ._simulation import ContractViolation, LegalCalls, Simulation, Stage
+from ._simulation import LegalCalls, Simulation, Stage
 
 _LEGAL: Final[LegalCalls] = {
     # Or WITHOUT_PRECOPY, see `_leads_to`.
@@ -52,7 +53,8 @@ class SimulatedSource(Simulation):
     in one shielded step, as a thread that cannot be interrupted would. Between
     two steps a cancel is seen; an abort ends a step, and the call with ECANCELED.
 
-    Raises `ContractViolation` in whoever calls it out of order.
+    Raises `ContractViolation` in whoever calls it out of order, and keeps it in
+    `violations`.
     """
 
     _legal: ClassVar[LegalCalls] = _LEGAL
@@ -64,7 +66,10 @@ class SimulatedSource(Simulation):
     """How many of them can be read before `stop`, and must be before the
     destination is ready for a switchover."""
     dirty_bytes: int = 0
-    """How many can be read before `stop` beyond that."""
+    """How many can be read before `stop` beyond that, from the beginning."""
+    dirty_per_second: float = 0.0
+    """How many more of them can be read for each second since ``begin``, as a device
+    that runs makes its state anew; never more than there are."""
     config_blob: bytes = attrs.field(default=b"", alias="config")
     """What `config` returns."""
     precopy: bool | None = None
@@ -82,6 +87,10 @@ class SimulatedSource(Simulation):
     read: int = attrs.field(default=0, init=False)
     """How many bytes were given so far, always the first ones of `state`."""
     _stopped: bool = attrs.field(default=False, init=False)
+    _precopy_over: bool = attrs.field(default=False, init=False)
+    """Whether a read has said that this was all before `stop`."""
+    _short: bool = attrs.field(default=False, init=False)
+    """Whether a fault has ended the data."""
     _ended: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -90,6 +99,8 @@ class SimulatedSource(Simulation):
             raise ValueError("a size is not negative")
         if self.initial_bytes + self.dirty_bytes > self.size:
             raise ValueError("what can be read before stop is part of size")
+        if not 0 <= self.dirty_per_second < math.inf:
+            raise ValueError("dirty_per_second is not negative, and has an end")
         if self.most_per_read is not None and self.most_per_read < 1:
             raise ValueError("most_per_read is 1 or more")
         self.state = _content(self.seed, self.size)
@@ -115,6 +126,8 @@ class SimulatedSource(Simulation):
     async def pending(self) -> Pending:
         """Say exactly what there is still to read; takes no time unless it hangs.
 
+        What a fault of the kind ``ends`` withholds is there for it.
+
         Raises:
           OSError: as told; ECANCELED if the device is aborted meanwhile.
         """
@@ -122,7 +135,7 @@ class SimulatedSource(Simulation):
             self._record("pending")
             await self._step("pending", 0.0)
             initial = max(self.initial_bytes - self.read, 0)
-            dirty = self.initial_bytes + self.dirty_bytes - self.read - initial
+            dirty = self._early - self.read - initial
             return Pending(initial, dirty, self.size - self.read)
 
     async def read_into(self, buffers: Sequence[memoryview]) -> list[int]:
@@ -139,11 +152,11 @@ class SimulatedSource(Simulation):
         """
         async with self._call("read_into"):
             if not all(map(len, buffers)) or not buffers:
-                raise ContractViolation("read_into no buffer, or an empty one")
+                raise self._violation("read_into no buffer, or an empty one")
             given: list[int] = []
             for buffer in buffers:
                 size = min(len(buffer), self._readable, self.most_per_read or self.size)
-                if not size:
+                if not size or self._falls_short(size):
                     return given + await self._read_nothing()
                 await self._data_step(size)
                 buffer[:size] = self.state[self.read : self.read + size]
@@ -162,7 +175,7 @@ class SimulatedSource(Simulation):
         """
         async with self._call("stop"):
             self._record("stop")
-            await self._step("stop", self.seconds_per_call)
+            await self._step("stop", self._seconds())
             self._stopped = True
 
     async def config(self) -> bytes:
@@ -173,26 +186,49 @@ class SimulatedSource(Simulation):
         """
         async with self._call("config"):
             self._record("config", len(self.config_blob))
-            await self._step("config", self.seconds_per_call)
+            await self._step("config", self._seconds())
             return self.config_blob
 
     @property
     def _has_precopy(self) -> bool:
         if self.precopy is None:
-            return self.initial_bytes + self.dirty_bytes > 0
+            dirtied = self.size if self.dirty_per_second else 0
+            return self.initial_bytes + self.dirty_bytes + dirtied > 0
         return self.precopy
+
+    @property
+    def _early(self) -> int:
+        """How many bytes there would be before `stop` if it came now."""
+        if self._precopy_over:
+            return self.read
+        early = self.initial_bytes + self.dirty_bytes
+        if self.dirty_per_second:
+            seconds = trio.current_time() - self._begun_at
+            early += int(self.dirty_per_second * seconds)
+        return min(early, self.size)
 
     @property
     def _readable(self) -> int:
         """How many bytes can be read before anything else happens."""
-        early = self.initial_bytes + self.dirty_bytes
-        return (self.size if self._stopped else early) - self.read
+        return (self.size if self._stopped else self._early) - self.read
+
+    def _falls_short(self, size: int) -> bool:
+        """Whether a fault ends the data before a read of *size* bytes."""
+        if not self._short and (faults := self._faults_in.get("read_into")):
+            self._short = any(
+                fault.does == "ends" and self._is_met(fault, size) for fault in faults
+            )
+        return self._short
 
     async def _read_nothing(self) -> list[int]:
         self._record("read_into")
         await self._step("read_into", 0.0)
         self._ended = self._stopped
-        return [0] if self._stopped or self.ends_precopy else []
+        if not (self._stopped or self._short or self.ends_precopy):
+            return []
+        # A device that falls short knows of none of it.
+        self._precopy_over = self._precopy_over or not self._short
+        return [0]
 
     def _bytes_done(self) -> int:
         return self.read
