@@ -15,6 +15,7 @@ from ._order_cases import OrderCase
 from ._order_checks import Ended, at_rest, in_the_end
 from ._order_source import SIZE, Source, name
 from ._orders import ArrivalOrder
+from ._scheduling import deterministic_scheduling
 
 _BEGIN: Final = 1.0
 _STEP: Final = 1.0
@@ -29,10 +30,12 @@ def run_order(order: ArrivalOrder, case: OrderCase) -> list[str]:
     """Receive *order* as *case* says, and return what should not have been.
 
     A whole session in virtual time, in a run of Trio of its own: to be called
-    where Trio does not run. It ends in bounded time, whatever the session does.
+    where Trio does not run, by one thread of a process at a time. It ends in bounded
+    time, whatever the session does, and goes the same way every time.
 
     Raises:
       ValueError: if no honest sender's packets arrive so, or the case does not fit.
+      RuntimeError: if this Trio cannot be made deterministic.
     """
     order.check()
     return receive(order, case).violations
@@ -43,7 +46,8 @@ def receive(order: ArrivalOrder, case: OrderCase) -> Run:
     if not 0 <= case.step <= len(order.arrivals):
         raise ValueError(f"there is no step {case.step}")
     run = Run(order, case)
-    trio.run(run.run, clock=MockClock(autojump_threshold=0))
+    with deterministic_scheduling(case.seed):
+        trio.run(run.run, clock=MockClock(autojump_threshold=0))
     return run
 
 
