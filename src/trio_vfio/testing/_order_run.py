@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from typing import Final, final
+from typing import Final, NoReturn, final
 
 import attrs
 import trio
@@ -128,7 +128,6 @@ class Run:
             self._source.step(arrival, cut=last and self.case.event == "cut")
             if last and self.case.event in ("cancel", "cut"):
                 await self._end()
-                return
             await self._rest(incoming)
         await self._source.main.told.wait()
         self._source.close()
@@ -139,7 +138,8 @@ class Run:
         await trio.sleep(_STEP)
         self.violations += at_rest(incoming, self._source, self.case)
 
-    async def _end(self) -> None:
+    async def _end(self) -> NoReturn:
+        """Let the session end, and with it this."""
         if self.case.event == "cancel":
             for _ in range(self.case.passes):
                 await trio.lowlevel.checkpoint()
