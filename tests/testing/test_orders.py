@@ -9,13 +9,17 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import trio
 
 import trio_vfio.testing
+from trio_vfio import DeviceError
 from trio_vfio._migration._calls import DeviceCalls
 from trio_vfio._receive._loader import IncomingDevice
 from trio_vfio._receive._reorder import WINDOW, ReorderQueue
 from trio_vfio._receive._return_path import ReturnPath
 from trio_vfio._receive._router import Router
+from trio_vfio._receive._session import Session
+from trio_vfio._wire._main_events import Section
 from trio_vfio._wire._multifd import StateHeader, StatePacket
 from trio_vfio.testing import (
     Arrival,
@@ -27,6 +31,7 @@ from trio_vfio.testing import (
     run_order,
 )
 from trio_vfio.testing._order_run import receive
+from trio_vfio.testing._order_source import Feed
 
 
 def merged(queues: list[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
@@ -124,6 +129,15 @@ ORDER = ArrivalOrder.parse("a1:1 b0:1 a0:0 b2:0 b1:1 a2:1")
 )
 def test_an_order_in_which_nothing_is_wrong(case: OrderCase) -> None:
     assert run_order(ORDER, case) == []
+
+
+async def test_a_feed_is_a_stream_that_never_lets_anyone_wait() -> None:
+    feed = Feed()
+    feed.feed(b"abc")
+    feed.end()
+    await feed.wait_send_all_might_not_block()
+    await feed.aclose()
+    assert [await feed.receive_some(2) for _ in range(3)] == [b"ab", b"c", b""]
 
 
 def test_a_case_has_to_fit_its_order() -> None:
@@ -237,6 +251,36 @@ async def forget_abort(calls: DeviceCalls) -> None:
     calls.aborted = True
 
 
+async def break_down(device: IncomingDevice) -> bytes:
+    raise KeyError(device.name)
+
+
+async def another_config(device: IncomingDevice) -> bytes:
+    await true_take_config(device)
+    return b"??"
+
+
+async def write_nothing(device: IncomingDevice, buffers: Any) -> None:
+    pass
+
+
+async def write_early(router: Router, section: Section) -> IncomingDevice:
+    device = await true_announce(router, section)
+    await device.write_main(b"early", precopy=True, begins_block=False)
+    return device
+
+
+async def never_conclude(session: Session, return_path: ReturnPath | None) -> None:
+    session.activity.complete()
+    await trio.sleep_forever()
+
+
+def blame_another(calls: DeviceCalls, *args: Any, **kwargs: Any) -> DeviceError:
+    return DeviceError("another", 0, "write", "wrong")
+
+
+true_announce = Router.announce
+true_take_config = IncomingDevice._take_config
 true_write = IncomingDevice._write
 true_send_shut = ReturnPath._send_shut
 
@@ -244,7 +288,7 @@ true_send_shut = ReturnPath._send_shut
 @pytest.mark.parametrize(
     ("owner", "method", "wrong", "found"),
     [
-        (ReorderQueue, "admits", only_within_limits, "none brings"),
+        (ReorderQueue, "admits", only_within_limits, "room for packet 0"),
         (ReorderQueue, "admits", always, "bytes queued"),
         (ReorderQueue, "take_run", whatever_is_due, "is not how"),
         (IncomingDevice, "put", notify_one, "nobody takes it"),
@@ -253,6 +297,12 @@ true_send_shut = ReturnPath._send_shut
         (ReturnPath, "_send_shut", say_all_is_well, "the source was told"),
         (DeviceCalls, "_end", abort_at_once, "while a call was under way"),
         (DeviceCalls, "_abort", forget_abort, "is not how calls go"),
+        (DeviceCalls, "error", blame_another, "and it says"),
+        (IncomingDevice, "_take_config", break_down, "raised"),
+        (IncomingDevice, "_take_config", another_config, "as its config"),
+        (IncomingDevice, "_write", write_nothing, "completed, with only"),
+        (Router, "announce", write_early, "before SWITCHOVER_START"),
+        (Session, "conclude", never_conclude, "had not ended"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

@@ -101,14 +101,15 @@ def check_orders(
       events: how many of them each order meets, in turn; None: all; 0: none.
       turns: in how many settings each case is run; with 24, in all.
       most: how many violations are enough: then this returns.
-      executor: where to run it, a few orders at a time, if not here and now.
+      executor: where to run it, a few orders at a time, if not here and now: in
+        other processes, or in a single thread.
 
     Returns: the numbers, and all violations that were found, but not many more than
-        *most*. The numbers are the same every time and with any executor, unless
-        it returns early.
+        *most*. Except for the time all is the same every time, with any executor.
 
     Raises:
       ValueError: if a number makes no sense.
+      RuntimeError: if this Trio cannot be made deterministic.
     """
     if not 1 <= turns <= SETTINGS or most < 1 or (events or 0) < 0:
         raise ValueError("there is no campaign of so few or so many")
@@ -183,7 +184,11 @@ def _cases(
             which = number * _PER_ORDER + place * _PER_EVENT + turn * _PER_TURN
             passes = (number + turn) % _PASSES if event == "cancel" else 0
             case = attrs.evolve(
-                known[which % SETTINGS], event=event, step=step, passes=passes
+                known[which % SETTINGS],
+                event=event,
+                step=step,
+                passes=passes,
+                seed=number + turn,
             )
             if event in ("write", "load_config", "finish"):
                 device, idx, _ = order.arrivals[step]

@@ -40,6 +40,8 @@ class OrderCase:
     """Before which packet SWITCHOVER_START comes."""
     passes: int = 0
     """How often other tasks get to run between a step and a cancel."""
+    seed: int = 0
+    """Of the order in which Trio runs tasks that are ready."""
 
     @property
     def seconds_per_call(self) -> float:

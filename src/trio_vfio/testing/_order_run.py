@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from typing import Final, final
+from typing import Final, NoReturn, final
 
 import attrs
 import trio
@@ -15,6 +15,7 @@ from ._order_cases import OrderCase
 from ._order_checks import Ended, at_rest, in_the_end
 from ._order_source import SIZE, Source, name
 from ._orders import ArrivalOrder
+from ._scheduling import deterministic_scheduling
 
 _BEGIN: Final = 1.0
 _STEP: Final = 1.0
@@ -29,10 +30,12 @@ def run_order(order: ArrivalOrder, case: OrderCase) -> list[str]:
     """Receive *order* as *case* says, and return what should not have been.
 
     A whole session in virtual time, in a run of Trio of its own: to be called
-    where Trio does not run. It ends in bounded time, whatever the session does.
+    where Trio does not run, by one thread of a process at a time. It ends in bounded
+    time, whatever the session does, and goes the same way every time.
 
     Raises:
       ValueError: if no honest sender's packets arrive so, or the case does not fit.
+      RuntimeError: if this Trio cannot be made deterministic.
     """
     order.check()
     return receive(order, case).violations
@@ -43,7 +46,8 @@ def receive(order: ArrivalOrder, case: OrderCase) -> Run:
     if not 0 <= case.step <= len(order.arrivals):
         raise ValueError(f"there is no step {case.step}")
     run = Run(order, case)
-    trio.run(run.run, clock=MockClock(autojump_threshold=0))
+    with deterministic_scheduling(case.seed):
+        trio.run(run.run, clock=MockClock(autojump_threshold=0))
     return run
 
 
@@ -124,9 +128,8 @@ class Run:
             self._source.step(arrival, cut=last and self.case.event == "cut")
             if last and self.case.event in ("cancel", "cut"):
                 await self._end()
-                return
             await self._rest(incoming)
-        await self._source.main.answered.wait()
+        await self._source.main.told.wait()
         self._source.close()
         await incoming.wait_complete()
 
@@ -135,7 +138,8 @@ class Run:
         await trio.sleep(_STEP)
         self.violations += at_rest(incoming, self._source, self.case)
 
-    async def _end(self) -> None:
+    async def _end(self) -> NoReturn:
+        """Let the session end, and with it this."""
         if self.case.event == "cancel":
             for _ in range(self.case.passes):
                 await trio.lowlevel.checkpoint()

@@ -100,8 +100,8 @@ class Feed(trio.abc.Stream):
     """What there is to be received."""
     said: bytearray = attrs.field(factory=bytearray, init=False)
     """What was sent back."""
-    answered: trio.Event = attrs.field(factory=trio.Event, init=False)
-    """Set when anything was."""
+    told: trio.Event = attrs.field(factory=trio.Event, init=False)
+    """Set when a last word was."""
     _ended: bool = attrs.field(default=False, init=False)
     _broken: bool = attrs.field(default=False, init=False)
     _changed: trio.lowlevel.ParkingLot = attrs.field(
@@ -138,7 +138,8 @@ class Feed(trio.abc.Stream):
         """Send *data* back, which always works."""
         await trio.lowlevel.checkpoint()
         self.said += data
-        self.answered.set()
+        if self.last_words():
+            self.told.set()
 
     async def wait_send_all_might_not_block(self) -> None:
         """Do not wait."""
