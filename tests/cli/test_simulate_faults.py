@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.cli.dask_cluster import scheduler
 from trio_vfio._cli import _simulate
 from trio_vfio._cli._main import group
 from trio_vfio._cli._plain import Settings
@@ -77,6 +75,7 @@ def test_faults_of_a_simulated_migration_are_not_logged(
 def test_ctrl_c_in_a_run_ends_a_campaign_in_this_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # In a task it would come out in a group, and in a finalizer not at all.
     began: list[SimulatedDevice] = []
     true_begin = SimulatedDevice.begin
 
@@ -89,6 +88,8 @@ def test_ctrl_c_in_a_run_ends_a_campaign_in_this_process(
     monkeypatch.setattr(SimulatedDevice, "begin", begin)
     ran = run("--seeds", "0:100000000", *ONE_DEVICE, "--json")
     monkeypatch.undo()
+    assert len(began) == 60
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert ran.return_value == 128 + signal.SIGINT
     assert "interrupted after 50 seeds" in ran.stderr
     said = json.loads(ran.stdout)
@@ -97,28 +98,13 @@ def test_ctrl_c_in_a_run_ends_a_campaign_in_this_process(
     assert said["digest"] == run_campaign(range(50), draws).digest
 
 
-@pytest.fixture
-def scheduler() -> Iterator[str]:
-    """A Dask scheduler on loopback, and nothing else."""
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words = ("--host", "127.0.0.1", "--port", str(port), "--no-dashboard", "--no-show")
-    with subprocess.Popen(
-        [sys.executable, "-m", "distributed.cli.dask_scheduler", *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        yield f"tcp://127.0.0.1:{port}"
-        process.terminate()
-
-
-def test_a_cluster_without_workers_is_not_waited_for(scheduler: str) -> None:
+def test_a_cluster_without_workers_is_not_waited_for() -> None:
     command = (sys.executable, "-m", "trio_vfio", "simulate", "--seeds", "0:9")
-    ran = subprocess.run(
-        [*command, "--dask", scheduler], capture_output=True, text=True, check=False
-    )
+    with scheduler() as address:
+        ran = subprocess.run(
+            [*command, "--dask", address], capture_output=True, text=True, check=False
+        )
     assert ran.returncode == 1
     assert ran.stderr.splitlines()[-1] == (
-        f"trio-vfio: error: the Dask scheduler at {scheduler} has no workers"
+        f"trio-vfio: error: the Dask scheduler at {address} has no workers"
     )

@@ -116,26 +116,6 @@ def test_a_run_without_end_is_ended_and_has_its_seed(
     assert (report.seeds, sum(report.outcomes.values())) == (4, 4)
 
 
-def test_an_interrupt_within_a_run_ends_the_campaign(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # Ctrl-C in a task would come out in a group, and in a finalizer not at all.
-    began: list[SimulatedDevice] = []
-    true_begin = SimulatedDevice.begin
-
-    async def begin(device: SimulatedDevice) -> None:
-        began.append(device)
-        if len(began) == 60:
-            signal.raise_signal(signal.SIGINT)
-        await true_begin(device)
-
-    monkeypatch.setattr(SimulatedDevice, "begin", begin)
-    report = run_campaign(range(1000), Draws(devices=1, faults=False))
-    assert (report.seeds, report.interrupted) == (50, True)
-    assert len(began) == 60
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
 def test_a_timer_of_the_caller_goes_on() -> None:
     def rings(*_: object) -> None:
         raise AssertionError("this soon")

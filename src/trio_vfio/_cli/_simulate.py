@@ -9,11 +9,13 @@ import multiprocessing
 import os
 import shlex
 import signal
+import sys
+import time
 from collections.abc import Generator, Iterable
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, final
 
 import attrs
 import click
@@ -39,6 +41,9 @@ from ._tables import add_rows, console, table
 # More of them say nothing new, and each is long.
 _SHOWN: Final = 5
 _LAST_EVENTS: Final = 8
+
+# Where there is no terminal, in seconds.
+_EVERY_LINE: Final = 10.0
 
 # For a scheduler to answer, and for a first worker to be there.
 _DASK_SECONDS: Final = 10
@@ -195,9 +200,12 @@ def _dask(address: str) -> Generator[Executor]:
 def _campaign(
     seeds: range, draws: Draws, executor: Executor | None, *, quiet: bool
 ) -> CampaignReport:
-    out = console()
-    if quiet or not out.is_terminal:
+    out = console(sys.stderr)
+    if quiet:
         return run_campaign(seeds, draws, executor=executor)
+    if not out.is_terminal:
+        lines = _Lines(len(seeds))
+        return run_campaign(seeds, draws, executor=executor, progress=lines)
     with rich.progress.Progress(console=out, transient=True) as bar:
         task = bar.add_task("seeds", total=len(seeds))
 
@@ -205,6 +213,20 @@ def _campaign(
             bar.update(task, completed=done)
 
         return run_campaign(seeds, draws, executor=executor, progress=progress)
+
+
+@final
+@attrs.define
+class _Lines:
+    """Says at times how many seeds were run."""
+
+    total: int
+    _next: float = attrs.field(default=0.0, init=False)
+
+    def __call__(self, done: int) -> None:
+        if (now := time.monotonic()) >= self._next:
+            self._next = now + _EVERY_LINE
+            click.echo(f"{done} of {self.total} seeds", err=True)
 
 
 def _whole(seeds: range, done: CampaignReport) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from .._wire._return_path import ReturnPathDecoder, ReturnPathFrame, ReturnPathT
 
 PING_VALUE: Final = 1
 
-_LAST_CHANCE: Final = 0.1
+LAST_CHANCE: Final = 0.1
 """Seconds for a last word that is on its way while a connection breaks, or a cancel
 comes: without it we do not know whose the devices are, or why it failed."""
 
@@ -107,7 +107,7 @@ class Answers:
 
     async def last_words(self) -> None:
         """Give the destination a moment to say why a connection is broken."""
-        with trio.move_on_after(2 * _LAST_CHANCE):
+        with trio.move_on_after(2 * LAST_CHANCE):
             await self._ended.wait()
 
     async def _end(self) -> None:
@@ -171,7 +171,7 @@ class Answers:
         """Take a last word that has come, or is about to, when we must end."""
         if not self.may_succeed:
             return
-        with trio.move_on_after(_LAST_CHANCE):
+        with trio.move_on_after(LAST_CHANCE):
             try:
                 while not self._succeeded:
                     await self._hear()

@@ -9,35 +9,23 @@ from typing import Final, final
 import attrs
 
 from .. import DeviceError, Incoming, MigrationFailed, MigrationResult, TrioVfioError
+from ._at_rest import held_up, over_limits
 from ._devices import SimulatedDevice
 from ._order_cases import OrderCase
-from ._order_source import SIZE, Source, config, data, name
+from ._order_source import Source, config, data, name
 from ._orders import ArrivalOrder
 
 _FAULTS: Final = ("write", "load_config", "finish")
 
 
-def at_rest(incoming: Incoming, source: Source, case: OrderCase) -> Iterator[str]:
+def at_rest(incoming: Incoming, source: Source) -> Iterator[str]:
     """Say what is wrong with a session whose tasks all wait."""
     # What waits for what is nobody's business but the session's own.
-    router = incoming._session.router  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-    queued = excess = 0
-    for device in router.devices.values():
-        queue = device.queue
-        if device.arrived.locked():
-            yield f"{device.name}: its lock is held while all tasks wait"
-        if queue.started and queue.has_due and device.calls.running is None:
-            yield f"{device.name}: packet {queue.due} is due and there, nobody takes it"
-        # One that was due is being written, and the next one is due.
-        due = SIZE * ((device.calls.running == "write") + queue.has_due)
-        queued, excess = queued + queue.bytes, excess + due
-        if not case.shared and queue.bytes > case.room * SIZE + due:
-            yield f"{device.name}: {queue.bytes} bytes queued"
-    if case.shared and queued > case.room * SIZE + excess:
-        yield f"{queued} bytes queued in all"
-    for number, feed in enumerate(source.channels):
-        if feed.arrived and not router.channels[number].is_stuck:
-            yield f"channel {number}: not read, but waits for no room"
+    session = incoming._session  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    router = session.router
+    yield from held_up(router, lambda channel: len(source.channels[channel].arrived))
+    devices = list(router.devices.values())
+    yield from over_limits(devices, session.options.max_session_bytes)
 
 
 @final

@@ -136,7 +136,7 @@ class Run:
     async def _rest(self, incoming: Incoming) -> None:
         """Let everything run that can, and look at it."""
         await trio.sleep(_STEP)
-        self.violations += at_rest(incoming, self._source, self.case)
+        self.violations += at_rest(incoming, self._source)
 
     async def _end(self) -> NoReturn:
         """Let the session end, and with it this."""

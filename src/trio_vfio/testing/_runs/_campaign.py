@@ -45,13 +45,7 @@ class Draws:
 
     def plan(self, seed: int) -> FaultPlan:
         """Return the plan of *seed*."""
-        return FaultPlan.from_seed(
-            seed,
-            devices=self.devices,
-            channels=self.channels,
-            size=self.size,
-            faults=self.faults,
-        )
+        return FaultPlan.from_seed(seed, **attrs.asdict(self))
 
 
 @final

@@ -10,16 +10,14 @@ from typing import Final, final
 import attrs
 
 from ... import MigrationFailed, MigrationResult
+from ..._send._answers import LAST_CHANCE
 from ..._wire._machine import acks_once
 from .._faults import LinkFault, Name
 from .._links import Link
 from ._parts import GRACE
 from ._plan import FaultPlan
-from ._recorded import Recorded, RecordedSink, RecordedSource
+from ._recorded import RecordedSink, RecordedSource
 from ._watch import DestinationWatch, SourceWatch, Watch
-
-# How long a source that has to end waits for a last word that is under way.
-_LAST_CHANCE: Final = 0.1
 
 _COMPLETED: Final = "completed"
 _SHUT: Final = "migrate_send_rp_message 1:"
@@ -79,7 +77,7 @@ class Facts:
             return True
         said = [e.time for e in self.source.log.events if e.what.startswith(_SHUT)]
         delay = self.plan.delay.get("main", 0) + self.plan.jitter.get("main", 0)
-        return bool(said) and said[-1] + delay < stopped_at + _LAST_CHANCE
+        return bool(said) and said[-1] + delay < stopped_at + LAST_CHANCE
 
     def _is_faulty(self, name: Name) -> bool:
         faults = self.plan.faults
@@ -114,22 +112,21 @@ def _agreement(facts: Facts) -> Iterator[str]:
 
 
 def _devices(facts: Facts) -> Iterator[str]:
-    for side, devices in (
-        (facts.destination, facts.sinks),
-        (facts.source, facts.sources),
-    ):
-        succeeded = facts.status(side) == _COMPLETED
-        for device in devices:
-            yield from _device(device, succeeded=succeeded)
+    succeeded = facts.status(facts.destination) == _COMPLETED
+    for sink in facts.sinks:
+        yield from _device(sink, succeeded=succeeded)
+        if succeeded and not sink.finished:
+            yield f"{sink.name}: never finished, and all went well"
+    succeeded = facts.status(facts.source) == _COMPLETED
+    for source in facts.sources:
+        yield from _device(source, succeeded=succeeded)
 
 
-def _device(device: Recorded, *, succeeded: bool) -> Iterator[str]:
+def _device(device: RecordedSource | RecordedSink, *, succeeded: bool) -> Iterator[str]:
     if device.running is not None:
         yield f"{device.name}: {device.running} never ended"
     if succeeded and device.aborts:
         yield f"{device.name}: was aborted, and all went well"
-    if succeeded and isinstance(device, RecordedSink) and not device.finished:
-        yield f"{device.name}: never finished, and all went well"
     if not succeeded and device.began and device.aborts != 1:
         yield f"{device.name}: was aborted {device.aborts} times"
 

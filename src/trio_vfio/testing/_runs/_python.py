@@ -38,15 +38,17 @@ def python(value: Any, indent: str = "") -> str:
 def _arguments(value: Any, indent: str) -> Iterator[str]:
     for field in value.__attrs_attrs__:
         given = getattr(value, field.name)
-        if field.init and not _is_default(field.default, given):
+        if field.init and given != default_of(field):
             prefix = f"{field.alias}=" if field.kw_only else ""
             yield prefix + python(given, indent + "    ")
 
 
-def _is_default(default: Any, given: Any) -> bool:
+def default_of(field: attrs.Attribute[Any]) -> Any:
+    """Return what *field* is if nobody says; `attrs.NOTHING` if somebody must."""
+    default: Any = field.default
     if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
-        default = default.factory()
-    return default is not attrs.NOTHING and bool(default == given)
+        return default.factory()
+    return default
 
 
 def _items(value: tuple[Any, ...], indent: str) -> Iterator[str]:

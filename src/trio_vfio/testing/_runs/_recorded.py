@@ -6,23 +6,26 @@ What must be so at the end is for `_invariants`.
 
 from __future__ import annotations
 
-import abc
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from typing import final
+from typing import Generic, TypeVar, final
 
 import attrs
 
 from ..._device._port import Pending, StateSink, StateSource
 from ._parts import GRACE
-from ._watch import SourceWatch, Watch
+from ._watch import DestinationWatch, SourceWatch, Watch
+
+_W = TypeVar("_W", bound=Watch)
 
 
 @attrs.define(eq=False, kw_only=True)
-class Recorded(abc.ABC):
+class Recorded(Generic[_W]):
     """The calls of a device, one after another."""
 
     who: str
+    watch: _W
+    """The side that it is on."""
     began: bool = attrs.field(default=False, init=False)
     """Whether ``begin`` has succeeded."""
     finished: bool = attrs.field(default=False, init=False)
@@ -32,33 +35,28 @@ class Recorded(abc.ABC):
     """The call that is under way, ``abort`` apart."""
 
     @property
-    @abc.abstractmethod
-    def _watch(self) -> Watch:
-        """The side that it is on."""
-
-    @property
     def name(self) -> str:
         """What messages call it."""
-        return f"{self.who} at the {self._watch.side}"
+        return f"{self.who} at the {self.watch.side}"
 
     @asynccontextmanager
     async def _call(self, name: str, what: object = "") -> AsyncGenerator[None]:
         self._check(name)
-        self._watch.log.add(self.name, f"{name} {what}".rstrip())
+        self.watch.log.add(self.name, f"{name} {what}".rstrip())
         self.running = name
         try:
             yield
         except BaseException as error:
-            self._watch.log.add(self.name, f"{name} raised {type(error).__name__}")
+            self.watch.log.add(self.name, f"{name} raised {type(error).__name__}")
             raise
         finally:
             self.running = None
-            self._watch.call_ended()
-        self._watch.log.add(self.name, f"{name} returned")
+            self.watch.call_ended()
+        self.watch.log.add(self.name, f"{name} returned")
 
     @asynccontextmanager
     async def _abort(self) -> AsyncGenerator[None]:
-        watch = self._watch
+        watch = self.watch
         if self.running is not None and not watch.has_stopped_for(GRACE):
             watch.violated("abort", f"{self.name}: abort while {self.running} runs")
         watch.log.add(self.name, "abort")
@@ -70,20 +68,19 @@ class Recorded(abc.ABC):
 
     def _check(self, name: str) -> None:
         if self.aborts:
-            self._watch.violated("abort", f"{self.name}: {name} after abort")
+            self.watch.violated("abort", f"{self.name}: {name} after abort")
         if self.running is not None:
             also = f"{self.name}: {name} while {self.running} runs"
-            self._watch.violated("contract", also)
-        if self._watch.has_stopped_for(0):
-            self._watch.violated("cancel", f"{self.name}: {name} after the cancel")
+            self.watch.violated("contract", also)
+        if self.watch.has_stopped_for(0):
+            self.watch.violated("cancel", f"{self.name}: {name} after the cancel")
 
 
 @final
 @attrs.define(eq=False, kw_only=True)
-class RecordedSource(Recorded):
+class RecordedSource(Recorded[SourceWatch]):
     """A `StateSource` around another."""
 
-    watch: SourceWatch
     device: StateSource
     given: bytearray = attrs.field(factory=bytearray, init=False)
     """All data that it gave, in order."""
@@ -91,10 +88,6 @@ class RecordedSource(Recorded):
     """How much of it before the guest stood still; None: it still runs."""
     config_blob: bytes | None = attrs.field(default=None, init=False)
     """What it gave behind all data."""
-
-    @property
-    def _watch(self) -> Watch:
-        return self.watch
 
     async def begin(self) -> bool:
         """Make ready."""
@@ -144,20 +137,15 @@ class RecordedSource(Recorded):
 
 @final
 @attrs.define(eq=False, kw_only=True)
-class RecordedSink(Recorded):
+class RecordedSink(Recorded[DestinationWatch]):
     """A `StateSink` around another, which knows what it is to be given."""
 
-    watch: Watch
     device: StateSink
     source: RecordedSource
     offered: bytearray = attrs.field(factory=bytearray, init=False)
     """All data that it was offered, in order."""
     config: bytes | None = attrs.field(default=None, init=False)
     """What it was offered behind that."""
-
-    @property
-    def _watch(self) -> Watch:
-        return self.watch
 
     @property
     def precopy(self) -> bool | None:

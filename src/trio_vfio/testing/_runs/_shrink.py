@@ -10,6 +10,7 @@ import attrs
 from .._faults import LinkFault
 from ._parts import SinkFault, SourceFault
 from ._plan import FaultPlan
+from ._python import default_of
 from ._run import SimulatedMigration, simulate
 
 # What has a way of its own to become smaller, or without which there is no end.
@@ -126,10 +127,6 @@ def _with_fewer_conditions(plan: FaultPlan) -> Iterator[FaultPlan]:
 def _odd(value: Any) -> Iterator[tuple[str, Any]]:
     """Return the fields of *value* that are not as by default, with the default."""
     for field in value.__attrs_attrs__:
-        default = field.default
-        if default is attrs.NOTHING:
-            continue
-        if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
-            default = default.factory()
-        if getattr(value, field.name) != default:
+        default = default_of(field)
+        if default is not attrs.NOTHING and getattr(value, field.name) != default:
             yield field.name, default

@@ -7,17 +7,16 @@ at such a moment stays so until one of them comes, so it must be how it should b
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final, final
 
 import attrs
 import trio
 
 from ... import Incoming, Outgoing
-from ..._receive._loader import IncomingDevice
-from ..._receive._router import Channel, Router
 from ..._receive._session import Session as IncomingSession
 from ..._send._session import Session as OutgoingSession
+from .._at_rest import held_up, over_limits
 from .._links import Link
 from ._events import EventLog
 from ._parts import Side
@@ -141,11 +140,15 @@ class DestinationWatch(Watch):
         assert self.session is not None
         router = self.session.router
         if not self.is_cancelled:
-            for what in _held_up(router, self.link):
+            for what in held_up(router, self._unread):
                 self.violated("delivery", what)
         most = self.session.options.max_session_bytes
-        for what in _over_limits(list(router.devices.values()), most):
+        for what in over_limits(list(router.devices.values()), most):
             self.violated("memory", what)
+
+    def _unread(self, channel_id: int) -> int:
+        connection = self.link.connections.get(channel_id)
+        return 0 if connection is None else connection.unread
 
 
 @final
@@ -162,42 +165,3 @@ class Idle(trio.abc.Instrument):
             return
         for watch in self.watches:
             watch.look()
-
-
-def _held_up(router: Router, link: Link) -> Iterator[str]:
-    """Say what could go on, and does not: somebody waits for the wrong thing."""
-    for device in router.devices.values():
-        if device.arrived.locked():
-            yield f"{device.name}: its lock is held while everything waits"
-        if _is_idle(device):
-            yield f"{device.name}: packet {device.queue.due} waits, and is not loaded"
-    for channel in router.channels.values():
-        if channel.paused_at is not None and not channel.is_stuck:
-            yield f"{channel.name}: waits for room, and there is room"
-        if _is_deaf(channel, router, link):
-            yield f"{channel.name}: bytes have come, and are not read"
-
-
-def _is_idle(device: IncomingDevice) -> bool:
-    queue = device.queue
-    return queue.started and queue.has_due and device.calls.running is None
-
-
-def _is_deaf(channel: Channel, router: Router, link: Link) -> bool:
-    if channel.ended or channel.decoder is None or channel.paused_at is not None:
-        return False
-    if not all(device.announced for device in router.devices.values()):
-        return False
-    connection = link.connections.get(channel.id)
-    return connection is not None and connection.unread > 0
-
-
-def _over_limits(devices: Sequence[IncomingDevice], most: int) -> Iterator[str]:
-    """Say whose packets take more than they may. The one that is due always may."""
-    for device in devices:
-        queue = device.queue
-        if queue.early > queue.max_bytes:
-            yield f"{device.name}: {queue.early} bytes wait, at most {queue.max_bytes}"
-    early = sum(device.queue.early for device in devices)
-    if early > most:
-        yield f"all devices: {early} bytes wait, at most {most}"
