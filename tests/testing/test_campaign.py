@@ -133,6 +133,23 @@ def test_a_timer_of_the_caller_goes_on() -> None:
         signal.setitimer(signal.ITIMER_REAL, *timer)
 
 
+def test_a_timer_of_the_caller_rings_however_short_runs_are() -> None:
+    rung: list[int] = []
+
+    def rings(number: int, _: object) -> None:
+        rung.append(number)
+
+    before = signal.signal(signal.SIGALRM, rings)
+    timer = signal.setitimer(signal.ITIMER_REAL, 1e-4)
+    try:
+        simulate_in_time(FaultPlan.from_seed(1))
+        assert rung == [signal.SIGALRM]
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+
+
 def test_threads_of_a_worker_come_to_the_same_report() -> None:
     # As those of a Dask worker with several.
     with ThreadPoolExecutor(3) as pool:

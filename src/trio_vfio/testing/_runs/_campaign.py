@@ -135,7 +135,7 @@ def run_campaign(
       RuntimeError: if this Trio's scheduler cannot be made deterministic.
     """
     began = time.perf_counter()
-    parts = [seeds[n : n + _CHUNK] for n in range(0, len(seeds), _CHUNK)]
+    parts = (seeds[n : n + _CHUNK] for n in range(0, len(seeds), _CHUNK))
     draws = draws or Draws()
     chunks: Iterator[_Chunk] = (_run_seeds(part, draws) for part in parts)
     if executor is not None:
@@ -175,17 +175,16 @@ def _merge(total: _Chunk, chunk: _Chunk) -> None:
 
 
 def _spread(
-    executor: Executor, parts: Sequence[Sequence[int]], draws: Draws
+    executor: Executor, parts: Iterator[Sequence[int]], draws: Draws
 ) -> Iterator[_Chunk]:
     """Return the chunks in order, with a bounded number of them under way."""
-    left = iter(parts)
     under_way: deque[Future[_Chunk]] = deque()
     try:
-        for part in itertools.islice(left, _IN_FLIGHT):
+        for part in itertools.islice(parts, _IN_FLIGHT):
             under_way.append(executor.submit(_run_seeds, part, draws))
         while under_way:
             yield under_way.popleft().result()
-            for part in itertools.islice(left, 1):
+            for part in itertools.islice(parts, 1):
                 under_way.append(executor.submit(_run_seeds, part, draws))
     finally:
         for future in under_way:

@@ -103,9 +103,14 @@ class _Limit:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGINT, interrupt)
             signal.signal(signal.SIGALRM, alarm)
-            # There may be a timer of the caller's: pytest-timeout has one.
-            left = max(left - (time.monotonic() - began), 1e-3) if left else 0.0
-            signal.setitimer(signal.ITIMER_REAL, left, interval)
+            if left:
+                # A timer of the caller's, as pytest-timeout has one. If it is due it
+                # rings now: set anew, the next run might put it off again.
+                rest = left - (time.monotonic() - began)
+                first = rest if rest > 0 else interval
+                signal.setitimer(signal.ITIMER_REAL, first, interval)
+                if rest <= 0:
+                    signal.raise_signal(signal.SIGALRM)
 
     def _end(self, *_: object) -> None:
         if not self._is_over:
