@@ -24,11 +24,15 @@ from ._device import (
     FdSource as FdSource,
     FileDevice as FileDevice,
     FileSource as FileSource,
+    KernelDevice as KernelDevice,
+    KernelSource as KernelSource,
     NullDevice as NullDevice,
     NullSource as NullSource,
     SnapshotDirectory as SnapshotDirectory,
+    run_devices as run_devices,
 )
 from ._device._port import (
+    PeerToPeer as PeerToPeer,
     Pending as Pending,
     StateSink as StateSink,
     StateSource as StateSource,
