@@ -15,6 +15,7 @@ import click
 from .._errors import TrioVfioError, describe
 from ._demo import demo
 from ._inspect import inspect
+from ._list_devices import devices
 from ._options import traceback_option
 from ._plain import Settings, show_error
 from ._receive import receive
@@ -35,6 +36,7 @@ def group() -> None:
 group.add_command(demo)
 group.add_command(receive)
 group.add_command(send)
+group.add_command(devices)
 group.add_command(inspect)
 group.add_command(simulate)
 

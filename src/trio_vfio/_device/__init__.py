@@ -10,7 +10,9 @@ from ._kernel import (
     KernelDevice as KernelDevice,
     run_devices as run_devices,
 )
+from ._kernel_devices import kernel_devices as kernel_devices
 from ._kernel_source import KernelSource as KernelSource
 from ._null import NullDevice as NullDevice
 from ._null_source import NullSource as NullSource
 from ._snapshot import SnapshotDirectory as SnapshotDirectory
+from ._vfio._probe import KernelDeviceInfo as KernelDeviceInfo

@@ -72,7 +72,7 @@ class HostDevice:
             return
         opened = open_device(self.where, self.through)
         try:
-            flags = _migration_flags(opened.device)
+            flags = migration_flags(opened.device)
         except BaseException:
             opened.close()
             raise
@@ -107,7 +107,12 @@ class HostDevice:
             opened.close()
 
 
-def _migration_flags(device: DeviceFd) -> MigrationFlags:
+def migration_flags(device: DeviceFd) -> MigrationFlags:
+    """Return what *device* can do.
+
+    Raises:
+      OSError: (ENOTTY) if it cannot be migrated.
+    """
     hint = {errno.ENOTTY: "its driver does not support migration"}
     with naming("the device cannot be migrated", hint):
         flags = device.migration_flags()

@@ -58,12 +58,14 @@ class OpenDevice:
         self._fds.close()
 
 
-def open_device(where: str | int, through: Through | None = None) -> OpenDevice:
+def open_device(
+    where: str | int | Located, through: Through | None = None
+) -> OpenDevice:
     """Open a device.
 
     Args:
-      where: what `locate` takes; or a descriptor of a device that is open already,
-        which stays its owner's.
+      where: a device that was found, or what `locate` takes; or a descriptor of a
+        device that is open already, which stays its owner's.
       through: which way. None: by cdev and iommufd if the host offers that, else by
         group and container.
 
@@ -76,7 +78,7 @@ def open_device(where: str | int, through: Through | None = None) -> OpenDevice:
         device = DeviceFd(where)
         device.info()
         return OpenDevice(device, None, ExitStack())
-    located = locate(where)
+    located = where if isinstance(where, Located) else locate(where)
     way = through or default_way(located)
     with ExitStack() as stack:
         opens = _open_cdev if way == "cdev" else _open_group
