@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import uuid as uuids
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from .._device import SnapshotDirectory
 from ._devices import MakeSource, SourceArgument
 from ._migration import MigrationCommand, deadlines, migration_options
 from ._options import Seconds, Size, json_option, traceback_option
+from ._tls import client_tls_options
 from ._trace import trace_option, tracing_to
 
 
@@ -87,6 +89,7 @@ from ._trace import trace_option, tracing_to
     show_default=True,
     help="Switch over when what is left would take no longer.",
 )
+@client_tls_options
 @json_option
 @migration_options(
     first_connection="Deadline for all connections to be made.",
@@ -109,6 +112,8 @@ def send(
     uuid: uuids.UUID | None,
     return_path: bool,
     switchover_ack: bool,
+    ssl_context: ssl.SSLContext | None,
+    server_hostname: str | None,
     device_grace: float,
     trace_file: str | None,
     **seconds: float | None,
@@ -125,6 +130,8 @@ def send(
         "switchover_ack": switchover_ack,
         "deadlines": deadlines(seconds),
         "device_grace": device_grace,
+        "ssl_context": ssl_context,
+        "server_hostname": server_hostname,
         "digests": True,
     }
     sources = _named(devices, snapshot, precopy)
