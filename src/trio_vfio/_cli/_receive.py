@@ -11,8 +11,13 @@ import click
 
 from .. import Incoming, StateSink, open_incoming
 from .._device import SnapshotDirectory
-from ._devices import SinkArgument
-from ._migration import MigrationCommand, deadlines, migration_options
+from ._devices import SINK_HELP, SINKS, NamedDeviceType
+from ._migration import (
+    MigrationCommand,
+    connection_options,
+    deadlines,
+    migration_options,
+)
 from ._options import PageSize, json_option, traceback_option
 from ._plain import plain
 from ._tls import server_tls_options
@@ -24,11 +29,10 @@ from ._trace import trace_option, tracing_to
 @click.option(
     "--device",
     "devices",
-    type=SinkArgument(),
+    type=NamedDeviceType(SINKS),
     multiple=True,
     metavar="IDSTR=DEV",
-    help="Where the state of one device goes: file:PATH (data; the config goes to"
-    " PATH.config), fd:N (an open descriptor) or null: (nowhere).",
+    help=f"Where the state of one device goes: {SINK_HELP}.",
 )
 @click.option(
     "--into",
@@ -43,10 +47,11 @@ from ._trace import trace_option, tracing_to
 )
 @server_tls_options
 @json_option
-@migration_options(
+@connection_options(
     first_connection="Deadline for the source to connect.",
     handshake="Deadline for each connection's first bytes.",
 )
+@migration_options
 @trace_option
 @traceback_option
 def receive(

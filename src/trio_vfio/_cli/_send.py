@@ -14,9 +14,15 @@ import click
 
 from .. import Outgoing, StateSource, open_outgoing
 from .._device import SnapshotDirectory
-from ._devices import MakeSource, SourceArgument
-from ._migration import MigrationCommand, deadlines, migration_options
-from ._options import Seconds, Size, json_option, traceback_option
+from ._devices import SOURCE_HELP, SOURCES, MakeSource, NamedDeviceType
+from ._migration import (
+    MigrationCommand,
+    connection_options,
+    deadlines,
+    migration_options,
+    precopy_options,
+)
+from ._options import json_option, traceback_option
 from ._tls import client_tls_options
 from ._trace import trace_option, tracing_to
 
@@ -26,12 +32,10 @@ from ._trace import trace_option, tracing_to
 @click.option(
     "--device",
     "devices",
-    type=SourceArgument(),
+    type=NamedDeviceType(SOURCES),
     multiple=True,
     metavar="IDSTR=DEV",
-    help="Where the state of one device comes from: file:PATH (data; the config is"
-    " in PATH.config, if there is one), fd:N (an open descriptor), null: or null:SIZE"
-    " (zeros).",
+    help=f"Where the state of one device comes from: {SOURCE_HELP}.",
 )
 @click.option(
     "--from",
@@ -69,32 +73,14 @@ from ._trace import trace_option, tracing_to
     is_flag=True,
     help="Wait until the destination is ready for the switchover.",
 )
-@click.option(
-    "--precopy",
-    type=Size(),
-    default=0,
-    help="How much of each file: or fd: device goes before the switchover.",
-)
-@click.option(
-    "--max-rounds",
-    type=click.IntRange(1),
-    default=16,
-    show_default=True,
-    help="How many rounds before the switchover, at most.",
-)
-@click.option(
-    "--downtime",
-    type=Seconds(min=0),
-    default=0.3,
-    show_default=True,
-    help="Switch over when what is left would take no longer.",
-)
+@precopy_options
 @client_tls_options
 @json_option
-@migration_options(
+@connection_options(
     first_connection="Deadline for all connections to be made.",
     handshake="Deadline for the destination's first answer.",
 )
+@migration_options
 @trace_option
 @traceback_option
 def send(
