@@ -192,6 +192,23 @@ def test_a_file_that_may_not_be_read(
         assert error in capsys.readouterr().err
 
 
+def test_what_only_openssl_knows(
+    pki: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that is too short for it, or whatever it will think of next."""
+
+    def refuse(*_: object, **__: object) -> None:
+        error = ssl.SSLError(1, "[SSL: EE_KEY_TOO_SMALL] ee key too small")
+        error.reason = "EE_KEY_TOO_SMALL"
+        raise error
+
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", refuse)
+    options = ["send", "tcp::0", DEVICE, *_options(TLS["send"], pki)]
+    assert run_command(options) == 2
+    expected = f"cannot use '{pki}/here/both' for TLS: ee key too small"
+    assert expected in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["receive", "send"])
 def test_what_is_asked_of_the_other_side(
     command: str, pki: Path, monkeypatch: pytest.MonkeyPatch
