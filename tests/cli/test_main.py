@@ -14,7 +14,7 @@ import pytest
 
 from trio_vfio import DeviceError, MigrationFailed, MigrationResult
 from trio_vfio.__main__ import main
-from trio_vfio._cli import _inspect, _main
+from trio_vfio._cli import _inspect, _main, _receive
 from trio_vfio._cli._main import run_command
 from trio_vfio._cli._plain import plain
 
@@ -67,6 +67,10 @@ def capture(tmp_path: Path) -> Path:
             ["receive", "tcp::0", "--into", "d", "--trace", "{tmp}"],
             "cannot write '{tmp}': EISDIR: Is a directory",
         ),
+        (
+            ["receive", "tcp::0", "--into", "d", "--page-size", "5KiB"],
+            "is no power of 2 from 1KiB to 64KiB",
+        ),
         (["receive", "udp::0", "--into", "d"], "is not tcp:HOST:PORT or unix:PATH"),
         (["receive", "tcp:::0", "--into", "d"], "an IPv6 host goes in brackets"),
         (["receive", "tcp::0", "--device", "a/vfio=fd:x"], "'fd:x' is no device"),
@@ -102,6 +106,20 @@ def test_usage_errors(
     assert captured.err.startswith("trio-vfio: error: ")
     assert captured.err.count("\n") == 1
     assert error.replace("{tmp}", str(tmp_path)) in captured.err
+
+
+def test_receive_page_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the session's."""
+    sizes: list[int | None] = []
+
+    def look(*_: object, page_size: int | None, **__: object) -> None:
+        sizes.append(page_size)
+        raise OSError("that is all")
+
+    monkeypatch.setattr(_receive, "open_incoming", look)
+    for options in [], ["--page-size=64KiB"]:
+        assert run_command(["receive", "tcp::0", "--into=d", *options]) == 1
+    assert sizes == [None, 65536]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,16 @@ import click
 
 from .. import Incoming, StateSink, open_incoming
 from .._device import SnapshotDirectory
-from ._devices import SinkArgument
-from ._migration import MigrationCommand, deadlines, migration_options
-from ._options import json_option, traceback_option
+from ._devices import SINK_HELP, SINKS, NamedDeviceType
+from ._migration import (
+    MigrationCommand,
+    connection_options,
+    deadlines,
+    migration_options,
+)
+from ._options import PageSize, json_option, traceback_option
 from ._plain import plain
+from ._tls import server_tls_options
 from ._trace import trace_option, tracing_to
 
 
@@ -22,11 +29,10 @@ from ._trace import trace_option, tracing_to
 @click.option(
     "--device",
     "devices",
-    type=SinkArgument(),
+    type=NamedDeviceType(SINKS),
     multiple=True,
     metavar="IDSTR=DEV",
-    help="Where the state of one device goes: file:PATH (data; the config goes to"
-    " PATH.config), fd:N (an open descriptor) or null: (nowhere).",
+    help=f"Where the state of one device goes: {SINK_HELP}.",
 )
 @click.option(
     "--into",
@@ -34,11 +40,18 @@ from ._trace import trace_option, tracing_to
     metavar="DIR",
     help="Accept every VFIO device that the source sends, into a snapshot.",
 )
+@click.option(
+    "--page-size",
+    type=PageSize(),
+    help="Of the source's machine, if its stream does not say it.  [default: 4KiB]",
+)
+@server_tls_options
 @json_option
-@migration_options(
+@connection_options(
     first_connection="Deadline for the source to connect.",
     handshake="Deadline for each connection's first bytes.",
 )
+@migration_options
 @trace_option
 @traceback_option
 def receive(
@@ -46,6 +59,8 @@ def receive(
     *,
     devices: Sequence[tuple[str, StateSink]],
     into: Path | None,
+    page_size: int | None,
+    ssl_context: ssl.SSLContext | None,
     as_json: bool,
     quiet: bool,
     device_grace: float,
@@ -64,6 +79,8 @@ def receive(
             deadlines=deadlines(seconds),
             device_grace=device_grace,
             digests=True,
+            page_size=page_size,
+            ssl_context=ssl_context,
             trace=hook,
         )
         return MigrationCommand(opening, _receive, as_json, quiet).run()
