@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import attrs
 import pytest
-import trio
 
 from trio_vfio import (
     MigrationFailed,
     MigrationResult,
     NullDevice,
-    SnapshotDirectory,
     open_incoming,
 )
 
@@ -25,7 +23,8 @@ from ..cli.processes import running
 from . import qemu
 from .checks import PAD_BUFFERS, PAD_KIB, Mttys, check_received, make_devices
 from .credentials import Credentials
-from .qemu import Qemu, Setup, idstr
+from .qemu import Setup, idstr
+from .receiving import migrate, receive
 from .sinks import SINKS, MakeSinks
 
 ACKED: Final = "source_return_path_thread_switchover_acked"
@@ -33,28 +32,6 @@ SWITCHOVER: Final = "savevm_send_switchover_start"
 
 MACHINES: Final = tuple(dict.fromkeys((qemu.newest_machine(), "pc-q35-10.0")))
 """Machine types with multifd device state transfer: the newest, and the first."""
-
-
-async def migrate(source: Qemu, address: str) -> None:
-    """Migrate, successfully, and let go of the devices."""
-    await source.migrate(address)
-    assert await source.wait_status("completed") == "completed"
-    assert await source.run_state() == "postmigrate"
-    assert await source.quit() == 0
-
-
-async def receive(source: Qemu, where: Path, **options: Any) -> MigrationResult:
-    """Migrate from *source* into a snapshot, and let go of the devices."""
-    async with open_incoming(
-        f"unix:{where / 'socket'}",
-        SnapshotDirectory(where / "snapshot"),
-        digests=True,
-        **options,
-    ) as incoming:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(migrate, source, incoming.addresses[0])
-            result = await incoming.wait_complete()
-        return result
 
 
 @pytest.mark.qemu_11
