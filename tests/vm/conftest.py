@@ -8,6 +8,7 @@ import pytest
 
 from . import mtty
 from .mtty import Mtty
+from .saved import Saved
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -23,3 +24,9 @@ def mttys() -> Generator[Callable[..., list[Mtty]]]:
     yield mtty.create
     mtty.clear_parameters()
     mtty.remove_all()
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """What a QEMU has saved, once for all tests."""
+    return Saved.make(tmp_path_factory.mktemp("saved"))

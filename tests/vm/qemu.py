@@ -33,6 +33,9 @@ TRACED: Final = (
 )
 """What sources say of what they do."""
 
+FIRST_MULTIFD_MACHINE: Final = "pc-q35-10.0"
+"""The first whose devices may send their state over multifd channels."""
+
 _FIRST_SLOT: Final = 4
 
 
@@ -198,17 +201,15 @@ async def destination(
 
 
 @functools.cache
-def newest_machine() -> str:
-    """Return the machine type for which ``q35`` stands, as ``pc-q35-10.0``."""
-    known = _ask("-machine", "help")
-    found = re.search(r"^q35 .*\(alias of (pc-q35-[0-9.]+)\)", known, re.MULTILINE)
-    assert found is not None
-    return found[1]
-
-
-def _ask(*arguments: str) -> str:
-    command = [PROGRAM, *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def machines() -> tuple[str, ...]:
+    """Return the machine types that this QEMU has, the newest first."""
+    command = [PROGRAM, "-machine", "help"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.findall(r"^pc-q35-(\d+)\.(\d+) ", said, re.MULTILINE)
+    versions = sorted(
+        ((int(major), int(minor)) for major, minor in found), reverse=True
+    )
+    return tuple(f"pc-q35-{major}.{minor}" for major, minor in versions)
 
 
 @asynccontextmanager

@@ -24,13 +24,12 @@ async def receive(source: Qemu, where: Path, **options: Any) -> MigrationResult:
     """Migrate into a snapshot in *where*, and let go of the devices.
 
     Args:
-      options: of `open_incoming`.
+      options: of `open_incoming`, in place of ours.
     """
+    snapshot = SnapshotDirectory(where / "snapshot")
+    options = {"before_shut": snapshot.write_manifest, "digests": True, **options}
     async with open_incoming(
-        f"unix:{where / 'socket'}",
-        SnapshotDirectory(where / "snapshot"),
-        digests=True,
-        **options,
+        f"unix:{where / 'socket'}", snapshot, **options
     ) as incoming:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(migrate, source, incoming.addresses[0])

@@ -30,8 +30,8 @@ from .sinks import SINKS, MakeSinks
 ACKED: Final = "source_return_path_thread_switchover_acked"
 SWITCHOVER: Final = "savevm_send_switchover_start"
 
-MACHINES: Final = tuple(dict.fromkeys((qemu.newest_machine(), "pc-q35-10.0")))
-"""Machine types with multifd device state transfer: the newest, and the first."""
+MACHINES: Final = tuple(dict.fromkeys((qemu.machines()[0], qemu.FIRST_MULTIFD_MACHINE)))
+"""The newest that there is, and the first that can."""
 
 
 @pytest.mark.qemu_11
