@@ -1,0 +1,1 @@
+"""Tests that need the VM: real VFIO devices, and real QEMU at the other end."""
