@@ -56,7 +56,8 @@ def capture(tmp_path: Path) -> Path:
         (["receive", "tcp::0", "--device", "a=file:"], "'file:' is no device"),
         (
             ["receive", "tcp::0", "--device", "a=vfio:x"],
-            "'vfio:x' is no device; known are file:PATH, fd:N and null:",
+            "'vfio:x' is no device; known are vfio:DEVICE[,cdev|,group], file:PATH,"
+            " fd:N and null:",
         ),
         (
             ["receive", "tcp::0", "--into", "d", "--silence", "0"],
@@ -85,7 +86,8 @@ def capture(tmp_path: Path) -> Path:
         (["send", "tcp::0", "--device", "a/vfio=null:x"], "'x' is no size"),
         (
             ["send", "tcp::0", "--device", "a/vfio=fd:-1"],
-            "'fd:-1' is no device; known are file:PATH, fd:N, null: and null:SIZE",
+            "'fd:-1' is no device; known are vfio:DEVICE[,cdev|,group], file:PATH,"
+            " fd:N, null: and null:SIZE",
         ),
         (["send", "udp:x", "--device", "a/vfio=null:"], "is not tcp:HOST:PORT or"),
         (["send", "tcp::0", "--channels", "0"], "not in the range 1<=x<=255"),

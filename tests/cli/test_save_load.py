@@ -186,14 +186,23 @@ def test_one_of_several(run: Run, idstr: str, data: bytes, tmp_path: Path) -> No
     [
         (["save"], "Missing argument 'DEV'"),
         (["save", "null:"], "Missing option '--into'"),
-        (["save", "null", "--into=x"], "'null' is no device; known are file:PATH, fd:"),
-        (["save", "fd:x", "--into=x"], "'fd:x' is no device; known are file:PATH, fd:"),
+        (
+            ["save", "null", "--into=x"],
+            "'null' is no device; known are vfio:DEVICE[,cdev|,group], file:PATH, fd:",
+        ),
+        (
+            ["save", "fd:x", "--into=x"],
+            "'fd:x' is no device; known are vfio:DEVICE[,cdev|,group], file:PATH, fd:",
+        ),
         (["save", "null:x", "--into=x"], "'DEV': 'x' is no size, as 4096 or 4KiB"),
         (["save", "null:", "--into=x", "--idstr=a"], "'a' is no VFIO device's idstr"),
         (["load"], "Missing argument 'DIR'"),
         (["load", "{tmp}"], "Missing argument 'DEV'"),
         (["load", "{tmp}/no", "null:"], "Directory '{tmp}/no' does not exist"),
-        (["load", "{tmp}", "null:1"], "'null:1' is no device; known are file:PATH, fd"),
+        (
+            ["load", "{tmp}", "null:1"],
+            "'null:1' is no device; known are vfio:DEVICE[,cdev|,group], file:PATH, fd",
+        ),
         (["load", "{tmp}", "null:"], "'{tmp}' has 'a/vfio', 'b/vfio', 'b/vfio (instan"),
         (["load", "{tmp}", "null:", "--idstr=c"], "no device 'c': '{tmp}' has 'a/vfio"),
         (["load", "{tmp}/bad", "null:"], "manifest.json: Expecting value: line 1"),

@@ -20,15 +20,35 @@ from .._device import (
     FdSource,
     FileDevice,
     FileSource,
+    KernelDevice,
+    KernelSource,
     NullDevice,
     NullSource,
 )
+from .._device._vfio._locate import sysfs_path
+from .._device._vfio._open import Through
 from ._options import Size
 
 _T = TypeVar("_T")
 
-MakeSource: TypeAlias = Callable[[int], StateSource]
-"""Makes a source, given how many bytes of it may go before the switchover."""
+_WAYS: Final[Mapping[str, Through]] = MappingProxyType(
+    {"cdev": "cdev", "group": "group"}
+)
+_KERNEL_FORMS: Final = ("vfio:DEVICE[,cdev|,group]",)
+
+
+@attrs.frozen
+class SourceOptions:
+    """What a command decides about all its sources."""
+
+    precopy_bytes: int = 0
+    """How much of one that is no device may go before the switchover."""
+    run_on: bool = False
+    """Whether a kernel's device goes on in the end."""
+
+
+MakeSource: TypeAlias = Callable[[SourceOptions], StateSource]
+"""Makes a source."""
 
 
 @attrs.frozen
@@ -56,13 +76,13 @@ def _null_sink(rest: str) -> StateSink | None:
 def _file_source(path: str) -> MakeSource | None:
     if not path:
         return None
-    return lambda early: FileSource(Path(path), precopy_bytes=early)
+    return lambda how: FileSource(Path(path), precopy_bytes=how.precopy_bytes)
 
 
 def _fd_source(number: str) -> MakeSource | None:
     if not _is_number(number):
         return None
-    return lambda early: FdSource(int(number), precopy_bytes=early)
+    return lambda how: FdSource(int(number), precopy_bytes=how.precopy_bytes)
 
 
 def _null_source(size: str) -> MakeSource | None:
@@ -70,8 +90,38 @@ def _null_source(size: str) -> MakeSource | None:
     return lambda _: NullSource(count)
 
 
+def _kernel_sink(text: str) -> StateSink | None:
+    parsed = _parse_kernel(text)
+    return None if parsed is None else KernelDevice(parsed[0], through=parsed[1])
+
+
+def _kernel_source(text: str) -> MakeSource | None:
+    parsed = _parse_kernel(text)
+    if parsed is None:
+        return None
+    where, through = parsed
+    return lambda how: KernelSource(where, through=through, run_on=how.run_on)
+
+
+def _parse_kernel(text: str) -> tuple[str | int, Through | None] | None:
+    """Return which device ``vfio:`` means, and how it is to be opened."""
+    where, comma, way = text.partition(",")
+    through = _WAYS.get(way)
+    if comma and through is None:
+        return None
+    number = where.removeprefix("fd:")
+    if number != where:
+        return (int(number), through) if _is_number(number) and not comma else None
+    try:
+        sysfs_path(where)
+    except ValueError:
+        return None
+    return where, through
+
+
 SINKS: Final[Mapping[str, Kind[StateSink]]] = MappingProxyType(
     {
+        "vfio": Kind(_KERNEL_FORMS, _kernel_sink),
         "file": Kind(("file:PATH",), _file_sink),
         "fd": Kind(("fd:N",), _fd_sink),
         "null": Kind(("null:",), _null_sink),
@@ -80,19 +130,25 @@ SINKS: Final[Mapping[str, Kind[StateSink]]] = MappingProxyType(
 
 SOURCES: Final[Mapping[str, Kind[MakeSource]]] = MappingProxyType(
     {
+        "vfio": Kind(_KERNEL_FORMS, _kernel_source),
         "file": Kind(("file:PATH",), _file_source),
         "fd": Kind(("fd:N",), _fd_source),
         "null": Kind(("null:", "null:SIZE"), _null_source),
     }
 )
 
+_KERNEL_HELP: Final = (
+    "vfio:DEVICE (of this host: a PCI address, the UUID of a mediated device,"
+    " /dev/vfio/devices/vfioN, or fd:N for one that is open; behind it, ',cdev' or"
+    " ',group' says how to open it), "
+)
 SINK_HELP: Final = (
-    "file:PATH (data; the config goes to PATH.config), fd:N (an open descriptor) or"
-    " null: (nowhere)"
+    f"{_KERNEL_HELP}file:PATH (data; the config goes to PATH.config), fd:N (an open"
+    " descriptor) or null: (nowhere)"
 )
 SOURCE_HELP: Final = (
-    "file:PATH (data; the config is in PATH.config, if there is one), fd:N (an open"
-    " descriptor), null: or null:SIZE (zeros)"
+    f"{_KERNEL_HELP}file:PATH (data; the config is in PATH.config, if there is one),"
+    " fd:N (an open descriptor), null: or null:SIZE (zeros)"
 )
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import click
 
-from .. import StateSink
+from .. import KernelDevice, StateSink
 from .._device import SnapshotDirectory
 from .._errors import device_name
 from ._devices import SINK_HELP, SINKS, DeviceType
+from ._kernel_devices import opened, run_option
 from ._local import DeviceKey, LocalMigration, LocalOptions, open_local
 from ._migration import MigrationCommand, migration_options
 from ._options import json_option, traceback_option
@@ -26,6 +28,7 @@ from ._trace import trace_option, tracing_to
 )
 @click.argument("device", type=DeviceType(SINKS), metavar="DEV")
 @click.option("--idstr", help="Which device, if there are several in the snapshot.")
+@run_option
 @json_option
 @migration_options
 @trace_option
@@ -35,6 +38,7 @@ def load(
     device: StateSink,
     *,
     idstr: str | None,
+    runs: bool,
     switchover: float | None,
     device_grace: float,
     as_json: bool,
@@ -49,7 +53,7 @@ def load(
             trace=hook,
         )
         opening = _open(snapshot, idstr, device, options)
-        work = LocalMigration.wait_ended
+        work = partial(_load, device=device if runs else None)
         return MigrationCommand(opening, work, as_json, quiet).run()
 
 
@@ -59,8 +63,18 @@ async def _open(
 ) -> AsyncGenerator[LocalMigration]:
     sources = await SnapshotDirectory(snapshot).sources()
     key = _choose(snapshot, [*sources], idstr)
-    async with open_local({key: sources[key]}, {key: sink}, options) as local:
+    sinks = {key: sink}
+    async with (
+        opened(sinks),
+        open_local({key: sources[key]}, sinks, options) as local,
+    ):
         yield local
+
+
+async def _load(local: LocalMigration, *, device: StateSink | None) -> None:
+    await local.wait_ended()
+    if isinstance(device, KernelDevice) and not local.causes():
+        await device.run()
 
 
 def _choose(snapshot: Path, keys: list[DeviceKey], idstr: str | None) -> DeviceKey:

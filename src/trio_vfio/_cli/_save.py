@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .._device import SnapshotDirectory
-from ._devices import SOURCE_HELP, SOURCES, DeviceType, MakeSource
+from ._devices import SOURCE_HELP, SOURCES, DeviceType, MakeSource, SourceOptions
 from ._local import LocalMigration, LocalOptions, open_local
 from ._migration import MigrationCommand, migration_options, precopy_options
 from ._options import json_option, traceback_option
@@ -30,6 +30,11 @@ from ._trace import trace_option, tracing_to
     help="The device's name in the snapshot: its path in the guest, as"
     " 0000:00:04.0/vfio, if a QEMU is to get it.",
 )
+@click.option(
+    "--run-on",
+    is_flag=True,
+    help="Let a vfio: device go on afterwards, as it was before.",
+)
 @precopy_options
 @json_option
 @migration_options
@@ -40,6 +45,7 @@ def save(
     *,
     into: Path,
     idstr: str,
+    run_on: bool,
     precopy: int,
     max_rounds: int,
     downtime: float,
@@ -59,8 +65,9 @@ def save(
             device_grace=device_grace,
             trace=hook,
         )
+        how = SourceOptions(precopy_bytes=precopy, run_on=run_on)
         opening = open_local(
-            {(idstr, 0): device(precopy)},
+            {(idstr, 0): device(how)},
             snapshot,
             options,
             before_shut=snapshot.write_manifest,

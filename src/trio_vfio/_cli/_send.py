@@ -14,7 +14,7 @@ import click
 
 from .. import Outgoing, StateSource, open_outgoing
 from .._device import SnapshotDirectory
-from ._devices import SOURCE_HELP, SOURCES, MakeSource, NamedDeviceType
+from ._devices import SOURCE_HELP, SOURCES, MakeSource, NamedDeviceType, SourceOptions
 from ._migration import (
     MigrationCommand,
     connection_options,
@@ -150,7 +150,8 @@ def _named(
 ) -> dict[str, StateSource]:
     if (snapshot is None) == (not devices):
         raise click.UsageError("give either --device, once or more, or --from.")
-    sources = {idstr: make(precopy) for idstr, make in devices}
+    how = SourceOptions(precopy_bytes=precopy)
+    sources = {idstr: make(how) for idstr, make in devices}
     if len(sources) < len(devices):
         raise click.UsageError("two --device of one name.")
     return sources

@@ -155,7 +155,7 @@ class KernelDevice(trio.abc.AsyncResource):
         Raises:
           OSError: if the device refuses, or is not open.
         """
-        await self._worker.run(self._go_p2p)
+        await self._worker.run(self._run, MigrationState.RUNNING_P2P)
 
     async def run(self) -> None:
         """Let the device work, after `finish` (RUNNING).
@@ -166,7 +166,7 @@ class KernelDevice(trio.abc.AsyncResource):
         Raises:
           OSError: if the device refuses, or is not open.
         """
-        await self._worker.run(self._go, MigrationState.RUNNING)
+        await self._worker.run(self._run, MigrationState.RUNNING)
 
     async def abort(self) -> None:
         """Reset the device, so that it runs and has no state, and close it.
@@ -225,14 +225,18 @@ class KernelDevice(trio.abc.AsyncResource):
         self.config = config
 
     def _finish(self) -> None:
-        self._go(MigrationState.STOP)
+        self._host.transitions.to(MigrationState.STOP)
 
-    def _go(self, state: MigrationState) -> None:
-        self._host.transitions.to(state)
-
-    def _go_p2p(self) -> None:
-        if self._host.transitions.can(MigrationState.RUNNING_P2P):
-            self._go(MigrationState.RUNNING_P2P)
+    def _run(self, state: MigrationState) -> None:
+        transitions = self._host.transitions
+        if not transitions.can(state):
+            return
+        try:
+            transitions.to(state)
+        except OSError as error:
+            # No session is there any more to say which device it was.
+            text, where = error.strerror, str(self._where)
+            raise OSError(error.errno, text, where) from error
 
     def _reset(self) -> None:
         self._host.device.reset()

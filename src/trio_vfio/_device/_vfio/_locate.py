@@ -96,21 +96,29 @@ def locate(where: str, root: Path = _ROOT) -> Located:
       ValueError: if *where* is none of these.
       OSError: (ENODEV) if there is no such device.
     """
-    if match := _PCI_ADDRESS.fullmatch(where):
-        name = f"{match[1] or '0000'}:{match[2]}".lower()
-        found = root / _PCI_DEVICES / name
-    elif _UUID.fullmatch(where):
-        found = root / _MDEV_DEVICES / where.lower()
-    elif Path(where).is_absolute() and _CDEV.fullmatch(Path(where).name):
-        found = root / _CDEV_CLASS / Path(where).name / "device"
-    else:
-        raise ValueError(
-            f"{where!r} is no PCI address, no UUID of a mediated device and no"
-            " /dev/vfio/devices/vfioN"
-        )
+    found = root / sysfs_path(where)
     if not found.exists():
         raise OSError(errno.ENODEV, "there is no such device", where)
     return Located(found.resolve(), root)
+
+
+def sysfs_path(where: str) -> str:
+    """Return where sysfs would have a device, if there is one; see `locate`.
+
+    Raises:
+      ValueError: if *where* names none.
+    """
+    if match := _PCI_ADDRESS.fullmatch(where):
+        return f"{_PCI_DEVICES}/{match[1] or '0000'}:{match[2]}".lower()
+    if _UUID.fullmatch(where):
+        return f"{_MDEV_DEVICES}/{where.lower()}"
+    path = Path(where)
+    if path.is_absolute() and _CDEV.fullmatch(path.name):
+        return f"{_CDEV_CLASS}/{path.name}/device"
+    raise ValueError(
+        f"{where!r} is no PCI address, no UUID of a mediated device and no"
+        " /dev/vfio/devices/vfioN"
+    )
 
 
 def vfio_devices(root: Path = _ROOT) -> list[Located]:
