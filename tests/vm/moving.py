@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -76,3 +77,10 @@ async def move(
         nursery.start_soon(receive)
         nursery.start_soon(send)
     return moved
+
+
+async def wait_written(path: Path, text: str) -> None:
+    """Wait until *text* is in the file at *path*, which another process writes."""
+    # Nobody is told when a file grows.
+    while text not in path.read_text():  # noqa: ASYNC110
+        await trio.sleep(0.02)

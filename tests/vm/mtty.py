@@ -41,7 +41,7 @@ _BIND = struct.Struct("IIiI")
 # - data_fd
 _STATE = struct.Struct("IIIi")
 
-_STATES: Final = (
+STATES: Final = (
     "ERROR",
     "STOP",
     "RUNNING",
@@ -164,7 +164,7 @@ def state_of(device: int) -> str:
     """Return the migration state of a device that is open, as ``RUNNING``."""
     feature = bytearray(_STATE.pack(_STATE.size, _GET | _MIG_DEVICE_STATE, 0, 0))
     fcntl.ioctl(device, _FEATURE, feature)
-    return _STATES[_STATE.unpack(feature)[2]]
+    return STATES[_STATE.unpack(feature)[2]]
 
 
 def close_leftovers() -> None:
@@ -219,7 +219,7 @@ def _region(device: int, index: int) -> int:
 
 def _set_state(device: int, state: str) -> int:
     """Take the device to *state*. Returns data_fd, or -1."""
-    wanted = _STATES.index(state)
+    wanted = STATES.index(state)
     raw = _STATE.pack(_STATE.size, _SET | _MIG_DEVICE_STATE, wanted, -1)
     feature = bytearray(raw)
     fcntl.ioctl(device, _FEATURE, feature)
