@@ -88,7 +88,7 @@ def snapshot_of(directory: Path, data: bytes) -> Path:
         "config": None,
         "data_bytes": len(data),
         "sha256": None,
-        "config_bytes": 0,
+        "config_bytes": None,
         "config_sha256": None,
     }
     text = json.dumps({"format": 1, "devices": [entry]})
@@ -199,7 +199,7 @@ async def test_list(mttys: Mttys) -> None:
     rows = {row["name"]: row for row in await listed()}
     assert rows[a.uuid] == {
         "name": a.uuid,
-        "driver": "vfio_mtty",
+        "driver": "mtty",
         "group": a.group,
         "cdev": a.cdev,
         "migration": ["STOP_COPY", "P2P", "PRE_COPY"],
