@@ -20,7 +20,10 @@ from ._options import json_option, traceback_option
 from ._trace import trace_option, tracing_to
 
 
-@click.command(help=f"Load a device of the snapshot DIR into DEV: {SINK_HELP}.")
+@click.command(
+    help=f"Load a device of the snapshot DIR into DEV. DEV is {SINK_HELP}.",
+    short_help="Load a device of a snapshot.",
+)
 @click.argument(
     "snapshot",
     type=click.Path(exists=True, file_okay=False, path_type=Path),

@@ -22,12 +22,30 @@ from ._plain import Settings, show_error
 from ._receive import receive
 from ._save import save
 from ._send import send
-from ._simulate import simulate
 from ._version import version
 
 
+class _Commands(click.Group):
+    """All commands; `simulate` is loaded when it is asked for.
+
+    What it needs takes longer to load than all else together.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), "simulate"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == "simulate":
+            from ._simulate import simulate  # noqa: PLC0415
+
+            return simulate
+        return super().get_command(ctx, cmd_name)
+
+
 @click.group(
-    no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]}
+    cls=_Commands,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(version(), message="%(prog)s %(version)s")
 @traceback_option
@@ -42,7 +60,6 @@ group.add_command(devices)
 group.add_command(save)
 group.add_command(load)
 group.add_command(inspect)
-group.add_command(simulate)
 
 
 def run_command(arguments: Sequence[str] | None = None) -> int:
