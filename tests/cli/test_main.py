@@ -14,7 +14,7 @@ import pytest
 
 from trio_vfio import DeviceError, MigrationFailed, MigrationResult
 from trio_vfio.__main__ import main
-from trio_vfio._cli import _inspect, _main
+from trio_vfio._cli import _inspect, _main, _receive
 from trio_vfio._cli._main import run_command
 from trio_vfio._cli._plain import plain
 
@@ -56,7 +56,8 @@ def capture(tmp_path: Path) -> Path:
         (["receive", "tcp::0", "--device", "a=file:"], "'file:' is no device"),
         (
             ["receive", "tcp::0", "--device", "a=vfio:x"],
-            "'vfio:x' is no device; known are file:PATH, fd:N and null:",
+            "'vfio:x' is no device; known are vfio:DEVICE[,cdev|,group], file:PATH,"
+            " fd:N and null:",
         ),
         (
             ["receive", "tcp::0", "--into", "d", "--silence", "0"],
@@ -66,6 +67,10 @@ def capture(tmp_path: Path) -> Path:
         (
             ["receive", "tcp::0", "--into", "d", "--trace", "{tmp}"],
             "cannot write '{tmp}': EISDIR: Is a directory",
+        ),
+        (
+            ["receive", "tcp::0", "--into", "d", "--page-size", "5KiB"],
+            "is no power of 2 from 1KiB to 64KiB",
         ),
         (["receive", "udp::0", "--into", "d"], "is not tcp:HOST:PORT or unix:PATH"),
         (["receive", "tcp:::0", "--into", "d"], "an IPv6 host goes in brackets"),
@@ -81,7 +86,8 @@ def capture(tmp_path: Path) -> Path:
         (["send", "tcp::0", "--device", "a/vfio=null:x"], "'x' is no size"),
         (
             ["send", "tcp::0", "--device", "a/vfio=fd:-1"],
-            "'fd:-1' is no device; known are file:PATH, fd:N, null: and null:SIZE",
+            "'fd:-1' is no device; known are vfio:DEVICE[,cdev|,group], file:PATH,"
+            " fd:N, null: and null:SIZE",
         ),
         (["send", "udp:x", "--device", "a/vfio=null:"], "is not tcp:HOST:PORT or"),
         (["send", "tcp::0", "--channels", "0"], "not in the range 1<=x<=255"),
@@ -102,6 +108,20 @@ def test_usage_errors(
     assert captured.err.startswith("trio-vfio: error: ")
     assert captured.err.count("\n") == 1
     assert error.replace("{tmp}", str(tmp_path)) in captured.err
+
+
+def test_receive_page_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the session's."""
+    sizes: list[int | None] = []
+
+    def look(*_: object, page_size: int | None, **__: object) -> None:
+        sizes.append(page_size)
+        raise OSError("that is all")
+
+    monkeypatch.setattr(_receive, "open_incoming", look)
+    for options in [], ["--page-size=64KiB"]:
+        assert run_command(["receive", "tcp::0", "--into=d", *options]) == 1
+    assert sizes == [None, 65536]
 
 
 @pytest.mark.parametrize(

@@ -27,13 +27,13 @@ A = "0000:00:04.0/vfio"
 MIB = 1 << 20
 
 
-def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+def contexts(*more: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """Make contexts of a server and a client that trust each other alone."""
     authority = trustme.CA()
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     client = ssl.create_default_context()
     for context in (server, client):
-        authority.issue_cert("127.0.0.1", "there").configure_cert(context)
+        authority.issue_cert("127.0.0.1", "there", *more).configure_cert(context)
         authority.configure_trust(context)
     server.verify_mode = ssl.CERT_REQUIRED
     return server, client
@@ -111,6 +111,21 @@ async def test_a_certificate_for_another_host() -> None:
         "tcp:127.0.0.1:0", server=server, client=client, server_hostname="there"
     )
     assert sent.status == "completed"
+
+
+async def test_the_name_of_this_machine() -> None:
+    """An address without a host is this machine, by its name in a certificate, too."""
+    server, client = contexts("localhost")
+    async with open_incoming(
+        "tcp:127.0.0.1:0", {A: NullDevice()}, ssl_context=server
+    ) as incoming:
+        _, _, port = incoming.addresses[0].rpartition(":")
+        async with open_outgoing(
+            f"tcp::{port}", {A: NullSource()}, ssl_context=client
+        ) as outgoing:
+            result = await outgoing.migrate()
+        await incoming.wait_complete()
+    assert result.status == "completed"
 
 
 async def test_nobody_listens(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ def mttys() -> Generator[Callable[..., list[Mtty]]]:
     mtty.remove_all()
     mtty.clear_parameters()
     yield mtty.create
+    mtty.close_leftovers()
     mtty.clear_parameters()
     mtty.remove_all()
 

@@ -41,7 +41,7 @@ _BIND = struct.Struct("IIiI")
 # - data_fd
 _STATE = struct.Struct("IIIi")
 
-_STATES: Final = (
+STATES: Final = (
     "ERROR",
     "STOP",
     "RUNNING",
@@ -91,33 +91,40 @@ class Mtty:
 
     def registers(self) -> bytes:
         """Return the `REGISTERS` of its first port, then those of its second."""
-        with self._open() as device:
+        with self.opened() as device:
             return b"".join(os.pread(device, 1, at) for at in self._offsets(device))
 
     def set_registers(self, values: bytes) -> None:
         """Write what `registers` would return."""
-        with self._open() as device:
+        with self.opened() as device:
             for value, at in zip(values, self._offsets(device), strict=True):
                 os.pwrite(device, bytes([value]), at)
 
     def poke(self, offset: int, value: int, port: int = 0) -> None:
         """Write one register of a port."""
-        with self._open() as device:
+        with self.opened() as device:
             os.pwrite(device, bytes([value]), _region(device, port) + offset)
 
     def state(self) -> str:
         """Return its migration state, as ``RUNNING``."""
-        with self._open() as device:
-            return _state(device)
+        with self.opened() as device:
+            return state_of(device)
 
     def reset(self) -> None:
         """Reset it: it is RUNNING then, whatever it was; the registers stay."""
-        with self._open() as device:
+        with self.opened() as device:
             fcntl.ioctl(device, _RESET)
+
+    def leave_in(self, state: str) -> None:
+        """Take it to *state* and close it, as somebody who dies there would."""
+        with self.opened() as device:
+            data_fd = _set_state(device, state)
+            if data_fd >= 0:
+                os.close(data_fd)
 
     def saved(self) -> bytes:
         """Return its whole migration state; it goes back to RUNNING."""
-        with self._open() as device:
+        with self.opened() as device:
             data = os.fdopen(_set_state(device, "STOP_COPY"), "rb", buffering=0)
             with data:
                 saved = data.readall()
@@ -130,8 +137,11 @@ class Mtty:
             yield from (begin + register for register in REGISTERS)
 
     @contextmanager
-    def _open(self) -> Generator[int]:
-        """Open it by its cdev. That needs no address space as long as it does no DMA."""
+    def opened(self) -> Generator[int]:
+        """Open it by its cdev. That needs no address space as long as it does no DMA.
+
+        Returns: its descriptor, for `poke_open` and `state_of`.
+        """
         iommufd = os.open("/dev/iommu", os.O_RDWR)
         try:
             device = os.open(self.cdev, os.O_RDWR)
@@ -143,6 +153,26 @@ class Mtty:
                 os.close(device)
         finally:
             os.close(iommufd)
+
+
+def poke_open(device: int, offset: int, value: int) -> None:
+    """Write one register of the first port of a device that is open."""
+    os.pwrite(device, bytes([value]), _region(device, 0) + offset)
+
+
+def state_of(device: int) -> str:
+    """Return the migration state of a device that is open, as ``RUNNING``."""
+    feature = bytearray(_STATE.pack(_STATE.size, _GET | _MIG_DEVICE_STATE, 0, 0))
+    fcntl.ioctl(device, _FEATURE, feature)
+    return STATES[_STATE.unpack(feature)[2]]
+
+
+def close_leftovers() -> None:
+    """Close what a test that failed has left open, for a removal waits for it."""
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        with suppress(OSError):
+            if entry.readlink().name.startswith(("vfio", "anon_inode:[vfio")):
+                os.close(int(entry.name))
 
 
 def create(ports: int = 1, count: int = 1, pad_kib: int = 0) -> list[Mtty]:
@@ -187,16 +217,9 @@ def _region(device: int, index: int) -> int:
     return int(_REGION_INFO.unpack(info)[-1])
 
 
-def _state(device: int) -> str:
-    raw = _STATE.pack(_STATE.size, _GET | _MIG_DEVICE_STATE, 0, 0)
-    feature = bytearray(raw)
-    fcntl.ioctl(device, _FEATURE, feature)
-    return _STATES[_STATE.unpack(feature)[2]]
-
-
 def _set_state(device: int, state: str) -> int:
     """Take the device to *state*. Returns data_fd, or -1."""
-    wanted = _STATES.index(state)
+    wanted = STATES.index(state)
     raw = _STATE.pack(_STATE.size, _SET | _MIG_DEVICE_STATE, wanted, -1)
     feature = bytearray(raw)
     fcntl.ioctl(device, _FEATURE, feature)

@@ -10,6 +10,8 @@ from typing import Final, final
 
 import attrs
 
+from trio_vfio._wire._limits import KIB
+
 from .mtty import Mtty
 from .qemu import idstr
 
@@ -60,7 +62,21 @@ def nothing(_: Path, devices: Sequence[Mtty], __: Callable[..., list[Mtty]]) -> 
     return Sinks(options, list)
 
 
+def kernel(_: Path, devices: Sequence[Mtty], make: Callable[..., list[Mtty]]) -> Sinks:
+    """``vfio:UUID``, of devices like those."""
+    taking = [
+        made
+        for device in devices
+        for made in make(ports=device.ports, pad_kib=len(device.saved()) // KIB)
+    ]
+    options = [
+        f"--device={idstr(number)}=vfio:{device.uuid}"
+        for number, device in enumerate(taking)
+    ]
+    return Sinks(options, lambda: [device.saved() for device in taking])
+
+
 SINKS: Final = MappingProxyType(
-    {"snapshot": snapshot, "file": files, "null": nothing},
+    {"snapshot": snapshot, "file": files, "null": nothing, "kernel": kernel},
 )
 """All that there are."""

@@ -1,11 +1,17 @@
-"""Devices as arguments of a command: ``IDSTR=DEV``."""
+"""Devices as arguments of a command: ``DEV``, and ``IDSTR=DEV``.
+
+What a DEV can be stands in two tables, one for where state goes and one for where it
+comes from. Nothing is opened before the migration.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final, Generic, TypeAlias, TypeVar, final
 
+import attrs
 import click
 
 from .. import StateSink, StateSource
@@ -14,70 +20,180 @@ from .._device import (
     FdSource,
     FileDevice,
     FileSource,
+    KernelDevice,
+    KernelSource,
     NullDevice,
     NullSource,
 )
+from .._device._vfio._locate import sysfs_path
+from .._device._vfio._open import Through
 from ._options import Size
 
-MakeSource = Callable[[int], StateSource]
-"""Makes a source, given how many bytes of it may go before the switchover."""
+_T = TypeVar("_T")
+
+_WAYS: Final[Mapping[str, Through]] = MappingProxyType(
+    {"cdev": "cdev", "group": "group"}
+)
+_KERNEL_FORMS: Final = ("vfio:DEVICE[,cdev|,group]",)
 
 
-class SinkArgument(click.ParamType[tuple[str, StateSink]]):
-    """A device of the stream, and where its state goes."""
+@attrs.frozen
+class SourceOptions:
+    """What a command decides about all its sources."""
 
-    name = "idstr=dev"
+    precopy_bytes: int = 0
+    """How much of one that is no device may go before the switchover."""
+    run_on: bool = False
+    """Whether a kernel's device goes on in the end."""
+
+
+MakeSource: TypeAlias = Callable[[SourceOptions], StateSource]
+"""Makes a source."""
+
+
+@attrs.frozen
+class Kind(Generic[_T]):
+    """One kind of device."""
+
+    forms: tuple[str, ...]
+    """How it is written, for people to read."""
+    make: Callable[[str], _T | None]
+    """Makes what stands for it of the text behind the colon; None if that is wrong."""
+
+
+def _file_sink(path: str) -> StateSink | None:
+    return FileDevice(Path(path)) if path else None
+
+
+def _fd_sink(number: str) -> StateSink | None:
+    return FdDevice(int(number)) if _is_number(number) else None
+
+
+def _null_sink(rest: str) -> StateSink | None:
+    return None if rest else NullDevice()
+
+
+def _file_source(path: str) -> MakeSource | None:
+    if not path:
+        return None
+    return lambda how: FileSource(Path(path), precopy_bytes=how.precopy_bytes)
+
+
+def _fd_source(number: str) -> MakeSource | None:
+    if not _is_number(number):
+        return None
+    return lambda how: FdSource(int(number), precopy_bytes=how.precopy_bytes)
+
+
+def _null_source(size: str) -> MakeSource | None:
+    count = Size().convert(size, None, None) if size else 0
+    return lambda _: NullSource(count)
+
+
+def _kernel_sink(text: str) -> StateSink | None:
+    parsed = _parse_kernel(text)
+    return None if parsed is None else KernelDevice(parsed[0], through=parsed[1])
+
+
+def _kernel_source(text: str) -> MakeSource | None:
+    parsed = _parse_kernel(text)
+    if parsed is None:
+        return None
+    where, through = parsed
+    return lambda how: KernelSource(where, through=through, run_on=how.run_on)
+
+
+def _parse_kernel(text: str) -> tuple[str | int, Through | None] | None:
+    """Return which device ``vfio:`` means, and how it is to be opened."""
+    where, comma, way = text.partition(",")
+    through = _WAYS.get(way)
+    if comma and through is None:
+        return None
+    number = where.removeprefix("fd:")
+    if number != where:
+        return (int(number), through) if _is_number(number) and not comma else None
+    try:
+        sysfs_path(where)
+    except ValueError:
+        return None
+    return where, through
+
+
+SINKS: Final[Mapping[str, Kind[StateSink]]] = MappingProxyType(
+    {
+        "vfio": Kind(_KERNEL_FORMS, _kernel_sink),
+        "file": Kind(("file:PATH",), _file_sink),
+        "fd": Kind(("fd:N",), _fd_sink),
+        "null": Kind(("null:",), _null_sink),
+    }
+)
+
+SOURCES: Final[Mapping[str, Kind[MakeSource]]] = MappingProxyType(
+    {
+        "vfio": Kind(_KERNEL_FORMS, _kernel_source),
+        "file": Kind(("file:PATH",), _file_source),
+        "fd": Kind(("fd:N",), _fd_source),
+        "null": Kind(("null:", "null:SIZE"), _null_source),
+    }
+)
+
+_KERNEL_HELP: Final = (
+    "vfio:DEVICE (of this host: a PCI address, the UUID of a mediated device,"
+    " /dev/vfio/devices/vfioN, or fd:N for one that is open; behind it, ',cdev' or"
+    " ',group' says how to open it), "
+)
+SINK_HELP: Final = (
+    f"{_KERNEL_HELP}file:PATH (data; the config goes to PATH.config), fd:N (an open"
+    " descriptor) or null: (nowhere)"
+)
+SOURCE_HELP: Final = (
+    f"{_KERNEL_HELP}file:PATH (data; the config is in PATH.config, if there is one),"
+    " fd:N (an open descriptor), null: or null:SIZE (zeros)"
+)
+
+
+@final
+class DeviceType(click.ParamType[_T]):
+    """A device: ``DEV``."""
+
+    name = "dev"
+
+    def __init__(self, kinds: Mapping[str, Kind[_T]]) -> None:
+        self._kinds = kinds
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, StateSink]:
+    ) -> _T:
         """Parse *value*. Opens nothing."""
-        idstr, kind, rest = _split(self, value, param, ctx)
-        if kind == "file" and rest:
-            return idstr, FileDevice(Path(rest))
-        if kind == "fd" and _is_number(rest):
-            return idstr, FdDevice(int(rest))
-        if kind == "null" and not rest:
-            return idstr, NullDevice()
-        where = f"{kind}:{rest}"
-        known = "file:PATH, fd:N and null:"
-        return self.fail(f"{where!r} is no device; known are {known}.", param, ctx)
+        name, colon, rest = str(value).partition(":")
+        kind = self._kinds.get(name) if colon else None
+        made = None if kind is None else kind.make(rest)
+        if made is None:
+            self.fail(f"{value!r} is no device; known are {self._known()}.", param, ctx)
+        return made
+
+    def _known(self) -> str:
+        *most, last = [form for kind in self._kinds.values() for form in kind.forms]
+        return f"{', '.join(most)} and {last}"
 
 
-class SourceArgument(click.ParamType[tuple[str, MakeSource]]):
-    """A device of the stream, and where its state comes from."""
+@final
+class NamedDeviceType(click.ParamType[tuple[str, _T]]):
+    """A device and its name in the migration: ``IDSTR=DEV``."""
 
     name = "idstr=dev"
 
+    def __init__(self, kinds: Mapping[str, Kind[_T]]) -> None:
+        self._device = DeviceType(kinds)
+
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, MakeSource]:
+    ) -> tuple[str, _T]:
         """Parse *value*. Opens nothing."""
-        idstr, kind, rest = _split(self, value, param, ctx)
-        if kind == "file" and rest:
-            return idstr, lambda early: FileSource(Path(rest), precopy_bytes=early)
-        if kind == "fd" and _is_number(rest):
-            return idstr, lambda early: FdSource(int(rest), precopy_bytes=early)
-        if kind == "null":
-            size = Size().convert(rest, param, ctx) if rest else 0
-            return idstr, lambda _: NullSource(size)
-        where = f"{kind}:{rest}"
-        known = "file:PATH, fd:N, null: and null:SIZE"
-        return self.fail(f"{where!r} is no device; known are {known}.", param, ctx)
-
-
-def _split(
-    kind: click.ParamType[Any],
-    value: object,
-    param: click.Parameter | None,
-    ctx: click.Context | None,
-) -> tuple[str, str, str]:
-    """Return the idstr, the kind of device and the rest of an argument."""
-    idstr, equals, where = str(value).partition("=")
-    name, colon, rest = where.partition(":")
-    if not (idstr and equals and colon):
-        kind.fail(f"{value!r} is not IDSTR=DEV.", param, ctx)
-    return idstr, name, rest
+        idstr, equals, device = str(value).partition("=")
+        if not (idstr and equals and ":" in device):
+            self.fail(f"{value!r} is not IDSTR=DEV.", param, ctx)
+        return idstr, self._device.convert(device, param, ctx)
 
 
 def _is_number(text: str) -> bool:

@@ -15,9 +15,12 @@ import click
 from .._errors import TrioVfioError, describe
 from ._demo import demo
 from ._inspect import inspect
+from ._list_devices import devices
+from ._load import load
 from ._options import traceback_option
 from ._plain import Settings, show_error
 from ._receive import receive
+from ._save import save
 from ._send import send
 from ._simulate import simulate
 from ._version import version
@@ -35,6 +38,9 @@ def group() -> None:
 group.add_command(demo)
 group.add_command(receive)
 group.add_command(send)
+group.add_command(devices)
+group.add_command(save)
+group.add_command(load)
 group.add_command(inspect)
 group.add_command(simulate)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, Generic, TypeVar, final
 
@@ -12,7 +12,7 @@ import trio
 
 from .. import Deadlines, MigrationResult, SessionState
 from .._errors import describe
-from ._options import Seconds
+from ._options import Seconds, Size
 from ._plain import show_error
 from ._progress import Migrating, show_progress
 from ._run import run
@@ -24,19 +24,52 @@ _SECONDS = Seconds(min=0, min_open=True)
 _NONE = MigrationResult(SessionState.FAILED.value, (), (), (), None, 0.0)
 
 
-def migration_options(*, first_connection: str, handshake: str) -> Callable[[_C], _C]:
-    """Give a command the options of every migration.
+def connection_options(*, first_connection: str, handshake: str) -> Callable[[_C], _C]:
+    """Give a command the deadlines of what another machine may be slow at.
 
     Args:
       first_connection: what that deadline is for, as the help says it.
       handshake: the same.
     """
+    silence = "Longest silence after switchover began."
     options = [
         click.option("--first-connection", type=_SECONDS, help=first_connection),
         click.option("--handshake", type=_SECONDS, help=handshake),
+        click.option("--silence", type=_SECONDS, help=silence),
+    ]
+    return lambda command: _with(command, options)
+
+
+def precopy_options(command: _C) -> _C:
+    """Give *command* the options of a source that may give data before it stops."""
+    options = [
         click.option(
-            "--silence", type=_SECONDS, help="Longest silence after switchover began."
+            "--precopy",
+            type=Size(),
+            default=0,
+            help="How much of each file: or fd: device goes before the switchover.",
         ),
+        click.option(
+            "--max-rounds",
+            type=click.IntRange(1),
+            default=16,
+            show_default=True,
+            help="How many rounds before the switchover, at most.",
+        ),
+        click.option(
+            "--downtime",
+            type=Seconds(min=0),
+            default=0.3,
+            show_default=True,
+            help="Switch over when what is left would take no longer.",
+        ),
+    ]
+    return _with(command, options)
+
+
+def migration_options(command: _C) -> _C:
+    """Give *command* the options of every migration."""
+    options = [
         click.option(
             "--switchover",
             type=_SECONDS,
@@ -52,13 +85,13 @@ def migration_options(*, first_connection: str, handshake: str) -> Callable[[_C]
         ),
         click.option("--quiet", "-q", is_flag=True, help="Show no progress."),
     ]
+    return _with(command, options)
 
-    def add(command: _C) -> _C:
-        for option in reversed(options):
-            command = option(command)
-        return command
 
-    return add
+def _with(command: _C, options: Iterable[Callable[[_C], _C]]) -> _C:
+    for option in reversed([*options]):
+        command = option(command)
+    return command
 
 
 def deadlines(given: dict[str, float | None]) -> Deadlines:

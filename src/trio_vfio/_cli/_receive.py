@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ssl
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,17 @@ import click
 
 from .. import Incoming, StateSink, open_incoming
 from .._device import SnapshotDirectory
-from ._devices import SinkArgument
-from ._migration import MigrationCommand, deadlines, migration_options
-from ._options import json_option, traceback_option
+from ._devices import SINK_HELP, SINKS, NamedDeviceType
+from ._kernel_devices import Sinks, let_work, opened, run_option
+from ._migration import (
+    MigrationCommand,
+    connection_options,
+    deadlines,
+    migration_options,
+)
+from ._options import PageSize, json_option, traceback_option
 from ._plain import plain
+from ._tls import server_tls_options
 from ._trace import trace_option, tracing_to
 
 
@@ -22,11 +32,10 @@ from ._trace import trace_option, tracing_to
 @click.option(
     "--device",
     "devices",
-    type=SinkArgument(),
+    type=NamedDeviceType(SINKS),
     multiple=True,
     metavar="IDSTR=DEV",
-    help="Where the state of one device goes: file:PATH (data; the config goes to"
-    " PATH.config), fd:N (an open descriptor) or null: (nowhere).",
+    help=f"Where the state of one device goes: {SINK_HELP}.",
 )
 @click.option(
     "--into",
@@ -34,11 +43,19 @@ from ._trace import trace_option, tracing_to
     metavar="DIR",
     help="Accept every VFIO device that the source sends, into a snapshot.",
 )
+@click.option(
+    "--page-size",
+    type=PageSize(),
+    help="Of the source's machine, if its stream does not say it.  [default: 4KiB]",
+)
+@run_option
+@server_tls_options
 @json_option
-@migration_options(
+@connection_options(
     first_connection="Deadline for the source to connect.",
     handshake="Deadline for each connection's first bytes.",
 )
+@migration_options
 @trace_option
 @traceback_option
 def receive(
@@ -46,6 +63,9 @@ def receive(
     *,
     devices: Sequence[tuple[str, StateSink]],
     into: Path | None,
+    page_size: int | None,
+    runs: bool,
+    ssl_context: ssl.SSLContext | None,
     as_json: bool,
     quiet: bool,
     device_grace: float,
@@ -56,35 +76,47 @@ def receive(
 
     Exit status: 0 if every device accepted its state, 1 if not.
     """
+    options: dict[str, Any] = {
+        "deadlines": deadlines(seconds),
+        "device_grace": device_grace,
+        "digests": True,
+        "page_size": page_size,
+        "ssl_context": ssl_context,
+    }
     sinks = _sinks(devices, into)
+    if into is not None:
+        snapshot = SnapshotDirectory(into)
+        options |= {"devices": snapshot, "before_shut": snapshot.write_manifest}
+    else:
+        options["devices"] = sinks
     with tracing_to(trace_file) as hook:
-        opening = open_incoming(
-            address,
-            **sinks,
-            deadlines=deadlines(seconds),
-            device_grace=device_grace,
-            digests=True,
-            trace=hook,
-        )
-        return MigrationCommand(opening, _receive, as_json, quiet).run()
+        opening = _open(address, sinks, {**options, "trace": hook})
+        work = partial(_receive, let_work=partial(let_work, sinks if runs else {}))
+        return MigrationCommand(opening, work, as_json, quiet).run()
 
 
-async def _receive(incoming: Incoming) -> None:
+@asynccontextmanager
+async def _open(
+    address: str, sinks: Sinks, options: Mapping[str, Any]
+) -> AsyncGenerator[Incoming]:
+    async with opened(sinks), open_incoming(address, **options) as incoming:
+        yield incoming
+
+
+async def _receive(
+    incoming: Incoming, *, let_work: Callable[[], Awaitable[None]]
+) -> None:
     for address in incoming.addresses:
         click.echo(f"listening on {plain(address)}", err=True)
     await incoming.wait_complete()
+    await let_work()
 
 
-def _sinks(
-    devices: Sequence[tuple[str, StateSink]], into: Path | None
-) -> dict[str, Any]:
-    """Return the arguments of `open_incoming` that say where state goes."""
+def _sinks(devices: Sequence[tuple[str, StateSink]], into: Path | None) -> Sinks:
+    """Return where the state of each device goes that was named."""
     if (into is None) == (not devices):
         raise click.UsageError("give either --device, once or more, or --into.")
-    if into is not None:
-        snapshot = SnapshotDirectory(into)
-        return {"devices": snapshot, "before_shut": snapshot.write_manifest}
-    sinks = dict(devices)
+    sinks = {(idstr, 0): sink for idstr, sink in devices}
     if len(sinks) < len(devices):
         raise click.UsageError("two --device of one name.")
-    return {"devices": sinks}
+    return sinks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import uuid as uuids
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -13,9 +14,16 @@ import click
 
 from .. import Outgoing, StateSource, open_outgoing
 from .._device import SnapshotDirectory
-from ._devices import MakeSource, SourceArgument
-from ._migration import MigrationCommand, deadlines, migration_options
-from ._options import Seconds, Size, json_option, traceback_option
+from ._devices import SOURCE_HELP, SOURCES, MakeSource, NamedDeviceType, SourceOptions
+from ._migration import (
+    MigrationCommand,
+    connection_options,
+    deadlines,
+    migration_options,
+    precopy_options,
+)
+from ._options import json_option, traceback_option
+from ._tls import client_tls_options
 from ._trace import trace_option, tracing_to
 
 
@@ -24,12 +32,10 @@ from ._trace import trace_option, tracing_to
 @click.option(
     "--device",
     "devices",
-    type=SourceArgument(),
+    type=NamedDeviceType(SOURCES),
     multiple=True,
     metavar="IDSTR=DEV",
-    help="Where the state of one device comes from: file:PATH (data; the config is"
-    " in PATH.config, if there is one), fd:N (an open descriptor), null: or null:SIZE"
-    " (zeros).",
+    help=f"Where the state of one device comes from: {SOURCE_HELP}.",
 )
 @click.option(
     "--from",
@@ -67,31 +73,14 @@ from ._trace import trace_option, tracing_to
     is_flag=True,
     help="Wait until the destination is ready for the switchover.",
 )
-@click.option(
-    "--precopy",
-    type=Size(),
-    default=0,
-    help="How much of each file: or fd: device goes before the switchover.",
-)
-@click.option(
-    "--max-rounds",
-    type=click.IntRange(1),
-    default=16,
-    show_default=True,
-    help="How many rounds before the switchover, at most.",
-)
-@click.option(
-    "--downtime",
-    type=Seconds(min=0),
-    default=0.3,
-    show_default=True,
-    help="Switch over when what is left would take no longer.",
-)
+@precopy_options
+@client_tls_options
 @json_option
-@migration_options(
+@connection_options(
     first_connection="Deadline for all connections to be made.",
     handshake="Deadline for the destination's first answer.",
 )
+@migration_options
 @trace_option
 @traceback_option
 def send(
@@ -109,6 +98,8 @@ def send(
     uuid: uuids.UUID | None,
     return_path: bool,
     switchover_ack: bool,
+    ssl_context: ssl.SSLContext | None,
+    server_hostname: str | None,
     device_grace: float,
     trace_file: str | None,
     **seconds: float | None,
@@ -125,6 +116,8 @@ def send(
         "switchover_ack": switchover_ack,
         "deadlines": deadlines(seconds),
         "device_grace": device_grace,
+        "ssl_context": ssl_context,
+        "server_hostname": server_hostname,
         "digests": True,
     }
     sources = _named(devices, snapshot, precopy)
@@ -157,7 +150,8 @@ def _named(
 ) -> dict[str, StateSource]:
     if (snapshot is None) == (not devices):
         raise click.UsageError("give either --device, once or more, or --from.")
-    sources = {idstr: make(precopy) for idstr, make in devices}
+    how = SourceOptions(precopy_bytes=precopy)
+    sources = {idstr: make(how) for idstr, make in devices}
     if len(sources) < len(devices):
         raise click.UsageError("two --device of one name.")
     return sources

@@ -11,6 +11,9 @@ from typing import Final, cast
 import attrs
 import trio
 
+LOCALHOST: Final = "localhost"
+"""Where to connect if an address names no host."""
+
 _BACKLOG: Final = 512
 
 
@@ -104,7 +107,7 @@ async def connect(address: TcpAddress | UnixAddress) -> trio.SocketStream:
     try:
         if isinstance(address, UnixAddress):
             return await trio.open_unix_socket(address.path)
-        return await trio.open_tcp_stream(address.host or "localhost", address.port)
+        return await trio.open_tcp_stream(address.host or LOCALHOST, address.port)
     except OSError as error:
         number = _errno(error)
         text = str(error) if number is None else os.strerror(number)

@@ -19,6 +19,7 @@ import trio
 
 from .._errors import ConnectionLost, PeerProtocolError, describe
 from .._link._stream import plain_stream, receive_exactly, reset
+from .._link._tls import NoTlsError, Secure, shake_hands
 from .._migration._stop import log
 from .._values import AsyncValue
 from .._wire._main_decoder import MainDecoder
@@ -36,10 +37,16 @@ _FIRST_BYTES: Final = {
     MULTIFD_MAGIC.to_bytes(4): INITIAL_SIZE,
 }
 
+# What a TLS client begins with: a handshake record of version 3.x.
+_TLS_HANDSHAKE: Final = b"\x16\x03"
+
 # What accept says of the listener itself. All else is about one connection, or
 # this process or the machine is out of something: that passes.
 _BAD_LISTENER: Final = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP}
 _ACCEPT_PAUSE: Final = 0.1
+
+_SAME_SOURCE: Final = 1.0
+"""Seconds in which connections that are dropped for one reason are one source's."""
 
 MAX_HANDSHAKES: Final = 512
 """Connections that may be about to say what they are. More are dropped."""
@@ -74,6 +81,9 @@ class Connections:
     """Connections whose task runs."""
     _uuid: bytes | None = attrs.field(default=None, init=False)
     _main: MainChannel | None = attrs.field(default=None, init=False)
+    _logged: str = attrs.field(default="", init=False)
+    """Why a connection was dropped last."""
+    _logged_at: float = attrs.field(default=-math.inf, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._served = AsyncValue(0)
@@ -136,7 +146,7 @@ class Connections:
                 continue
             if self.session.router.handshakes >= MAX_HANDSHAKES:
                 why = f"{MAX_HANDSHAKES} have not said what they are"
-                log.warning("dropped a connection%s: %s", _from(stream), why)
+                self._log_dropped(_from(stream), why)
                 await trio.aclose_forcefully(stream)
                 continue
             stream = self._secured(stream)
@@ -166,34 +176,51 @@ class Connections:
 
     async def _identify(self, stream: trio.abc.Stream) -> Task | None:
         """Find out what *stream* is, and return what serves it, or None."""
+        # Once it has broken, nobody can tell.
+        origin = _from(stream)
         try:
             with trio.fail_after(self.session.options.deadlines.handshake or math.inf):
                 first = await self._first_bytes(stream)
             return self._task(stream, first)
         except (_NotAPeerError, PeerProtocolError) as error:
-            log.warning("dropped a connection%s: %s", _from(stream), error)
+            self._log_dropped(origin, str(error))
         except (
             trio.BrokenResourceError,
             trio.ClosedResourceError,
             trio.TooSlowError,
         ) as error:
-            log.warning("dropped a connection%s: %s", _from(stream), describe(error))
+            self._log_dropped(origin, describe(error))
         finally:
             self.session.router.handshakes -= 1
         return None
 
     async def _first_bytes(self, stream: trio.abc.Stream) -> bytes:
         if _is_tls(stream):
-            await stream.do_handshake()
+            try:
+                await shake_hands(stream, "the source")
+            except NoTlsError as error:
+                raise _NotAPeerError(f"no TLS: {error}") from error
         first = await receive_exactly(stream, 4)
         wanted = _FIRST_BYTES.get(first, 4)
         if wanted > 4:
             first += await receive_exactly(stream, wanted - 4)
         if len(first) < wanted:
             raise _NotAPeerError(f"it ended after {len(first)} bytes")
+        if first[:2] == _TLS_HANDSHAKE:
+            raise _NotAPeerError("it begins with TLS, which is not expected")
         if wanted == 4:
             raise _NotAPeerError(f"it begins with {first!r}, so it is no migration")
         return first
+
+    def _log_dropped(self, origin: str, why: str) -> None:
+        text = f"dropped a connection{origin}: {why}"
+        now = trio.current_time()
+        # A source opens all of its own at once, and one line says it for all.
+        if text == self._logged and now < self._logged_at + _SAME_SOURCE:
+            log.info("%s", text)
+            return
+        log.warning("%s", text)
+        self._logged, self._logged_at = text, now
 
     def _task(self, stream: trio.abc.Stream, first: bytes) -> Task:
         session = self.session
@@ -239,7 +266,7 @@ class Connections:
         await main.source_left.wait()
 
 
-def _is_tls(stream: trio.abc.Stream) -> TypeGuard[trio.SSLStream[trio.abc.Stream]]:
+def _is_tls(stream: trio.abc.Stream) -> TypeGuard[Secure]:
     return isinstance(stream, trio.SSLStream)
 
 

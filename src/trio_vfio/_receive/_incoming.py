@@ -142,7 +142,8 @@ async def open_incoming(
       trace: called with all that happens, under QEMU's names, in Trio's thread
         and between two steps of ours: it must not take long. If it raises, that
         is logged and it is not called again; the migration goes on.
-      ssl_context: for a server; every connection must then be TLS.
+      ssl_context: for a server; every connection must then be TLS. One whose
+        handshake fails is dropped, and that is logged.
 
     Raises:
       MigrationFailed: with every fault that was found: `PeerProtocolError`,

@@ -17,6 +17,7 @@ from .._errors import (
     PeerProtocolError,
     TrioVfioError,
 )
+from .._link._tls import why_broken
 from .._migration._activity import Activity
 from .._migration._stop import Stop, log
 from .._trace import Trace
@@ -121,7 +122,8 @@ class Answers:
         try:
             data = bytes(await self.stream.receive_some())
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            reason = f"broke before the destination's last word: {_cause(error)}"
+            why = why_broken(error, "the destination")
+            reason = f"broke before the destination's last word: {why}"
             raise ConnectionLost(reason, channel="main") from error
         self.activity.touch()
         if not data:
@@ -177,7 +179,3 @@ class Answers:
                     await self._hear()
             except TrioVfioError as error:
                 log.info("while the migration was given up: %s", error)
-
-
-def _cause(error: Exception) -> BaseException:
-    return error.__cause__ or error

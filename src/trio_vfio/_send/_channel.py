@@ -9,6 +9,7 @@ import trio
 
 from .._errors import ConnectionLost, PeerProtocolError
 from .._link._stream import send_some
+from .._link._tls import why_broken
 from .._migration._activity import Activity
 from .._result import ChannelResult
 from .._trace import Trace
@@ -88,7 +89,7 @@ class OutgoingChannel:
         try:
             data = await self.stream.receive_some(1)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            await self._lost(f"broke: {error.__cause__ or error}", error)
+            await self._lost(_broke(error), error)
             return
         if data:
             reason = "the destination sends on a channel that is not its own"
@@ -102,7 +103,7 @@ class OutgoingChannel:
             try:
                 left = await send_some(self.stream, left)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                await self._lost(f"broke: {error.__cause__ or error}", error)
+                await self._lost(_broke(error), error)
                 return
             self.sent_bytes += before - sum(map(len, left))
             self.activity.touch()
@@ -117,3 +118,7 @@ class OutgoingChannel:
         await self.answers.last_words()
         self.trace("multifd_send_error", self.id)
         raise ConnectionLost(reason, channel=self.name) from cause
+
+
+def _broke(error: trio.BrokenResourceError | trio.ClosedResourceError) -> str:
+    return f"broke: {why_broken(error, 'the destination')}"

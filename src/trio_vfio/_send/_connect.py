@@ -17,8 +17,9 @@ import attrs
 import trio
 
 from .._deadlines import Deadlines
-from .._link._address import TcpAddress, connect, parse_address
+from .._link._address import LOCALHOST, TcpAddress, connect, parse_address
 from .._link._stream import keep_alive
+from .._link._tls import NoTlsError, shake_hands
 
 Connect = Callable[[], Awaitable[trio.abc.Stream]]
 
@@ -83,7 +84,7 @@ def _to(where: str, silence: float | None) -> Connect:
 
 def _host(where: str) -> str | None:
     address = parse_address(where)
-    return address.host if isinstance(address, TcpAddress) else None
+    return address.host or LOCALHOST if isinstance(address, TcpAddress) else None
 
 
 @final
@@ -104,10 +105,9 @@ class _Opening:
         )
         self.stack.push_async_callback(_close, secure)
         try:
-            await secure.do_handshake()
-        except trio.BrokenResourceError as error:
-            text = f"no TLS: {error.__cause__ or error}"
-            raise OSError(errno.EPROTO, text) from error
+            await shake_hands(secure, "the destination")
+        except NoTlsError as error:
+            raise OSError(errno.EPROTO, f"no TLS: {error}") from error.__cause__
         return secure
 
 

@@ -14,6 +14,7 @@ import trio
 
 from .._errors import ConnectionLost
 from .._link._stream import send_some
+from .._link._tls import why_broken
 from .._migration._activity import Activity
 from .._trace import Trace
 from .._wire._main_encode import (
@@ -117,7 +118,7 @@ class MainChannel:
             try:
                 left = await send_some(self.stream, left)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                why = error.__cause__ or error
+                why = why_broken(error, "the destination")
                 reason = f"broke behind byte {self.sent_bytes}: {why}"
                 # If cancelled in there, then for a better reason.
                 await self.answers.last_words()  # noqa: ASYNC120

@@ -179,7 +179,9 @@ async def open_outgoing(
         no sense.
       OSError: if no connection can be made; ETIMEDOUT after the deadline
         ``first_connection``.
-      ssl.SSLError: if the destination is not trusted, as the cause of an OSError.
+      ssl.SSLError: if the destination is not trusted, as the cause of an OSError. A
+        destination that does not trust us shows later, with TLS 1.3: as
+        `ConnectionLost`.
       Whatever the block itself raises, as it is.
     """
     deadlines = deadlines or Deadlines()
