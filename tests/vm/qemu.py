@@ -1,8 +1,8 @@
 """A real QEMU with mtty devices, as the source or the destination of a migration.
 
-It is driven by QMP (`.qmp`), and every wait is for what it reports itself, so tests
-put a deadline around whole scenarios. However a block ends, its QEMU is killed, for
-one that waits for a migration which does not come takes no notice of SIGTERM.
+It is driven by QMP (`.qmp`). Every wait is for what it reports itself, and a block
+that runs it has one deadline for all of them. However the block ends, its QEMU is
+killed: one that waits for a migration which does not come takes no notice of SIGTERM.
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ TRACED: Final = (
 FIRST_MULTIFD_MACHINE: Final = "pc-q35-10.0"
 """The first whose devices may send their state over multifd channels."""
 
+HALT: Final = bytes([0xF4]) * 65536
+"""Firmware that leaves the processor to others."""
+
+_DEADLINE: Final = 50
+"""Seconds for a block; as a rule it takes two."""
 _FIRST_SLOT: Final = 4
 
 
@@ -56,6 +61,8 @@ class Setup:
     """How QEMU opens the devices: by iommufd, or by group and container."""
     tls: Path | None = None
     """A directory with x509 credentials."""
+    firmware: bytes | None = None
+    """What the guest runs; None: a BIOS that finds nothing to boot from."""
     trace: Sequence[str] = TRACED
     """Patterns of trace events."""
 
@@ -232,13 +239,14 @@ async def _qemu(
             pass_fds=[there.fileno()],
         )
     try:
-        async with open_monitor(here) as monitor:
-            try:
-                qemu = Qemu(devices, process, monitor, directory, name)
-                await _set_up(monitor, setup)
-                yield qemu
-            finally:
-                process.kill()
+        with trio.fail_after(_DEADLINE):
+            async with open_monitor(here) as monitor:
+                try:
+                    qemu = Qemu(devices, process, monitor, directory, name)
+                    await _set_up(monitor, setup)
+                    yield qemu
+                finally:
+                    process.kill()
     except BaseException as exc:
         said = (directory / f"{name}.stderr").read_text()
         exc.add_note(f"stderr of QEMU, the {name}:\n{said}")
@@ -257,7 +265,7 @@ def _arguments(
         *("-nodefaults", "-no-user-config", "-net", "none"),
         *("-display", "none", "-vga", "none"),
         *("-name", name, "-chardev", f"socket,id=monitor,fd={monitor}"),
-        *("-mon", "chardev=monitor,mode=control", "-D", f"{directory / name}.trace"),
+        *("-qmp", "chardev:monitor", "-D", f"{directory / name}.trace"),
     ]
     for pattern in setup.trace:
         words += ["-trace", pattern]
@@ -266,6 +274,10 @@ def _arguments(
     if setup.tls is not None:
         end = {"source": "client", "destination": "server"}[name]
         words += ["-object", f"tls-creds-x509,id=tls0,dir={setup.tls},endpoint={end}"]
+    if setup.firmware is not None:
+        bios = directory / f"{name}.bios"
+        bios.write_bytes(setup.firmware)
+        words += ["-bios", str(bios)]
     for number, device in enumerate(devices):
         words += ["-device", _device(number, device, setup)]
     return words

@@ -39,10 +39,10 @@ from .checks import (
     check_received,
     make_devices,
 )
-from .qemu import Qemu, Setup, idstr
+from .qemu import HALT, Qemu, Setup, idstr
 from .receiving import receive
 
-SETUP: Final = Setup(channels=4)
+SETUP: Final = Setup(channels=4, firmware=HALT)
 
 
 @asynccontextmanager
@@ -68,6 +68,7 @@ MIDDLE: Final = PRECOPY_BYTES + 2 * MIB
 """Where in the state of a device the guest stands still, and more is to come."""
 
 
+@pytest.mark.qemu_11
 @pytest.mark.parametrize(
     ("operation", "fails", "at"),
     [
@@ -147,13 +148,12 @@ async def receive_into(
 async def test_command_with_a_device_that_is_full(mttys: Mttys, tmp_path: Path) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
     try:
-        async with receiving_into(full) as run:
-            address = await run.address()
-            async with surviving(mttys, tmp_path) as source:
-                await source.migrate(address)
+        async with surviving(mttys, tmp_path) as source:
+            async with receiving_into(full) as run:
+                await source.migrate(await run.address())
+            assert run.process.returncode == 1
     finally:
         os.close(full)
-    assert run.process.returncode == 1
     (error,) = run.errors
     assert idstr() in error
     assert "ENOSPC" in error
@@ -173,21 +173,20 @@ async def test_command_that_is_ended(
     """In the middle of a write, while the source's guest stands still."""
     reading, writing = os.pipe()
     try:
-        async with (
-            trio.lowlevel.FdStream(reading) as pipe,
-            receiving_into(writing) as run,
-        ):
-            address = await run.address()
-            async with surviving(mttys, tmp_path) as source:
-                await source.migrate(address)
+        async with surviving(mttys, tmp_path) as source:
+            async with (
+                trio.lowlevel.FdStream(reading) as pipe,
+                receiving_into(writing) as run,
+            ):
+                await source.migrate(await run.address())
                 taken = 0
                 while taken <= PRECOPY_BYTES:
                     taken += len(await pipe.receive_some(PRECOPY_BYTES + 1))
                 assert await source.wait_status("device") == "device"
                 run.process.send_signal(number)
+            assert run.process.returncode == status
     finally:
         os.close(writing)
-    assert run.process.returncode == status
     shut = source.traced("source_return_path_thread_shut")
     # The second one is of the migration that came after it.
     assert shut == (["0x0"] if number == signal.SIGKILL else ["0x1", "0x0"])

@@ -115,7 +115,8 @@ async def test_switchover_ack(machine: str, mttys: Mttys, tmp_path: Path) -> Non
     check_received(result, devices)
     acks = 1 if machine == "pc-q35-10.0" else len(devices)
     assert len(source.traced(ACKED)) == acks
-    assert source.device_states() == ["pre-copy", "pre-copy-p2p", "stop-copy", "stop"]
+    states = source.device_states()
+    assert (states[0], states[-1]) == ("pre-copy", "stop")
 
 
 @pytest.mark.qemu_11
