@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -63,6 +64,8 @@ def main(arguments: Sequence[str]) -> int:
         help="no tests: a shell in the VM (Ctrl-A x ends)",
     )
     options, pytest = parser.parse_known_args(arguments)
+    # Ended by a signal or not: what was started is ended, too.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     suites = [suite for suite in _SUITES if options.suite in {None, suite.name}]
     try:
         host.check()
@@ -71,12 +74,14 @@ def main(arguments: Sequence[str]) -> int:
         if options.shell:
             machines[suites[0].name].shell(cache.root / "console.log")
             return 0
-        return _total(
+        return total(
             [_test(cache, suite, machines[suite.name], pytest) for suite in suites]
         )
     except RigError as exc:
         print(f"vm: {exc}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 def _default_cache() -> Path:
@@ -142,6 +147,8 @@ def _test(cache: Cache, suite: Suite, machine: Machine, pytest: Sequence[str]) -
     terminal = sys.stdout.isatty()
     command = (
         *("python3", "-m", "pytest", "-o", "testpaths=tests/vm"),
+        # Where processors are emulated, everything takes its time.
+        *("-o", "timeout=180", "-o", "faulthandler_timeout=170"),
         f"--color={'yes' if terminal else 'no'}",
         *suite.pytest,
         *pytest,
@@ -156,7 +163,7 @@ def _test(cache: Cache, suite: Suite, machine: Machine, pytest: Sequence[str]) -
     return status
 
 
-def _total(statuses: Sequence[int]) -> int:
+def total(statuses: Sequence[int]) -> int:
     """Return the exit status of several runs of pytest.
 
     That in one of them no test was chosen matters only if the others had none, either.

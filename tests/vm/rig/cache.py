@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -61,6 +60,8 @@ class Cache:
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
+        import fcntl  # where there is none, there is no VM, and that is said elsewhere
+
         with (self.root / f"{name}.lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

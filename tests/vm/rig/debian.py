@@ -14,27 +14,28 @@ from typing import Final
 
 from .host import RigError, commands
 
+_MIRROR: Final = "http://deb.debian.org/debian"
 _KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
 @functools.cache
 def mirror() -> str:
-    """Return the mirror of Debian that apt uses here.
+    """Return the mirror of Debian that apt uses here, or the one that always is."""
+    found = _mirrors()
+    if not found:
+        # Those of which it has no lists are not among them.
+        subprocess.run(("apt-get", "update"), check=False, capture_output=True)
+        found = _mirrors()
+    return found[0] if found else _MIRROR
 
-    Raises:
-      RigError: if it knows none.
-    """
+
+def _mirrors() -> list[str]:
     command = (
         *("apt-get", "indextargets", "--format", "$(REPO_URI)"),
         *("Created-By: Packages", "Origin: Debian", "Label: Debian"),
     )
     said = subprocess.run(command, check=False, capture_output=True, text=True)
-    if said.returncode or not said.stdout.strip():
-        raise RigError(
-            "apt knows no mirror of Debian: what is in its sources? Did"
-            f" `apt-get update` run? {said.stderr.strip()}"
-        )
-    return said.stdout.split()[0]
+    return said.stdout.split()
 
 
 class Suite:

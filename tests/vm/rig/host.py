@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Final
 
@@ -17,6 +17,7 @@ from typing import IO, Final
 PACKAGES: Final = (
     "bc",
     "bison",
+    "debian-archive-keyring",
     "e2fsprogs",
     "flex",
     "gcc",
@@ -107,15 +108,20 @@ def check() -> None:
     Raises:
       RigError: if not, and why.
     """
-    for there, need in (
-        (sys.platform == "linux", "Linux"),
-        (platform.machine() == "x86_64", "an x86_64 machine"),
-        (shutil.which("apt-get"), "Debian's apt-get"),
-        (shutil.which("dpkg-deb"), "Debian's dpkg-deb"),
-        (os.geteuid() == 0, "root"),
-    ):
-        if not there:
-            raise RigError(f"no VM can be had here: this needs {need}")
+    for need in _needs():
+        raise RigError(f"no VM can be had here: this needs {need}")
+
+
+def _needs() -> Iterator[str]:
+    if platform.system() != "Linux":
+        yield "Linux"
+    if platform.machine() != "x86_64":
+        yield "a processor of the kind x86_64"
+    for command in ("apt-get", "dpkg-deb"):
+        if shutil.which(command) is None:
+            yield f"Debian's {command}"
+    if os.geteuid() != 0:
+        yield "root"
 
 
 def install_packages(log: Path) -> None:

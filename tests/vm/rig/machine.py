@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .host import RigError, tail
+from .host import RigError, say, tail
 
 _INIT: Final = Path(__file__).parent / "guest" / "init"
 _KERNEL_LINE: Final = (
@@ -92,7 +92,10 @@ class Machine:
                 finally:
                     qemu.kill()
                     relay.join()
-            return _status(rig, console)
+            status = _status(rig, console)
+        if "WARNING:" in console.read_text(errors="replace"):
+            say(f"the VM's kernel has warned: see {console}")
+        return status
 
     def shell(self, console: Path) -> None:
         """Start the VM with a shell on this terminal, until it ends."""

@@ -51,11 +51,13 @@ class Edit:
 _FILE: Final = r"\A.*\Z"
 
 
-def _struct(name: str) -> str:
+def struct(name: str) -> str:
+    """Return a pattern of the structure *name*."""
     return rf"^struct {name}\s*\{{.*?^\}};"
 
 
-def _function(name: str) -> str:
+def function(name: str) -> str:
+    """Return a pattern of the function *name*."""
     # Its braces are the first characters of their lines. A call's are not, and
     # behind a declaration comes a semicolon.
     return rf"\b{name}\([^;{{]*^\{{.*?^\}}"
@@ -65,30 +67,30 @@ _EDITS: Final = (
     # The state becomes the last member of what holds it, so that it can be longer.
     Edit(_FILE, r"\bkzalloc\(sizeof\(\*migf\),[^;]*\);", "rig_alloc(mdev_state);", 2),
     Edit(_FILE, r"\bkfree\(migf\)", "kvfree(migf)", 3),
-    Edit(_struct("mtty_migration_file"), r"^\s*struct mtty_data data;\n", ""),
+    Edit(struct("mtty_migration_file"), r"^\s*struct mtty_data data;\n", ""),
     Edit(
-        _struct("mtty_migration_file"),
+        struct("mtty_migration_file"),
         r"^\};",
         "\tatomic_t rig_calls;\n\tstruct mtty_data data;\n};",
     ),
     Edit(
-        _struct("mdev_state"),
+        struct("mdev_state"),
         r"^\};",
         f'\tsize_t rig_pad;\n}};\n\n#include "{HEADER.name}"',
     ),
     Edit(
-        _function("mtty_init_dev"),
+        function("mtty_init_dev"),
         r"^\s*mdev_state->nr_ports = [^;]*;\n",
         "\\g<0>\tmdev_state->rig_pad = rig_pad();\n",
     ),
-    Edit(_function("mtty_data_size"), r"\breturn\b", "return mdev_state->rig_pad +"),
+    Edit(function("mtty_data_size"), r"\breturn\b", "return mdev_state->rig_pad +"),
     Edit(
-        _function("mtty_save_state"),
+        function("mtty_save_state"),
         r"^\s*dev_dbg\(",
         "\trig_save_pad(migf);\n\\g<0>",
     ),
     Edit(
-        _function("mtty_load_state"),
+        function("mtty_load_state"),
         r"^\s*for \(",
         "\tif (!rig_pad_is_whole(migf, mtty_data_size(mdev_state))) {\n"
         "\t\tmutex_unlock(&migf->lock);\n"
@@ -97,19 +99,19 @@ _EDITS: Final = (
         "\\g<0>",
     ),
     Edit(
-        _function("mtty_save_read"),
+        function("mtty_save_read"),
         r"^\s*mutex_lock\(&migf->lock\);\n",
         "\\g<0>\trig_work(READ_ONCE(read_msecs));\n",
     ),
     Edit(
-        _function("mtty_resume_write"),
+        function("mtty_resume_write"),
         r"^\s*mutex_lock\(&migf->lock\);\n",
         "\\g<0>\trig_work(READ_ONCE(write_msecs));\n",
     ),
     Edit(_FILE, r"\.read = mtty_save_read\b", ".read = rig_save_read"),
     Edit(_FILE, r"\.write = mtty_resume_write\b", ".write = rig_resume_write"),
-    Edit(_function("mtty_set_state"), r"\bmtty_step_state\(", "rig_step_state("),
-    Edit(_function("mtty_ioctl"), r"\bmtty_reset\(", "rig_reset("),
+    Edit(function("mtty_set_state"), r"\bmtty_step_state\(", "rig_step_state("),
+    Edit(function("mtty_ioctl"), r"\bmtty_reset\(", "rig_reset("),
 )
 
 
