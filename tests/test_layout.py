@@ -51,7 +51,7 @@ ALLOWED: Final = MappingProxyType(
         "_trace": May("", "attrs trio"),
         "_wire": May("_errors", "attrs", not_even=_SANS_IO),
         "_link": May("_errors", "attrs trio"),
-        "_device": May("_errors _result", "attrs trio"),
+        "_device": May("_errors _result _wire._config_blob", "attrs trio"),
         "_migration": May("_errors _result _values _deadlines _trace", "attrs trio"),
         "_receive": May(
             "_migration _wire _link _device._port _errors _result _values _deadlines"

@@ -24,11 +24,17 @@ from ._device import (
     FdSource as FdSource,
     FileDevice as FileDevice,
     FileSource as FileSource,
+    KernelDevice as KernelDevice,
+    KernelDeviceInfo as KernelDeviceInfo,
+    KernelSource as KernelSource,
     NullDevice as NullDevice,
     NullSource as NullSource,
     SnapshotDirectory as SnapshotDirectory,
+    kernel_devices as kernel_devices,
+    run_devices as run_devices,
 )
 from ._device._port import (
+    PeerToPeer as PeerToPeer,
     Pending as Pending,
     StateSink as StateSink,
     StateSource as StateSource,

@@ -135,7 +135,7 @@ class DeviceError(TrioVfioError):
     .. attribute:: operation
 
        The call that failed: begin, write, load_config, finish or abort; at a source
-       begin, pending, read, stop, config, finish or abort.
+       begin, pending, read, stop_p2p, stop, config, finish or abort.
 
     .. attribute:: idx
 

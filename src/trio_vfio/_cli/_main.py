@@ -15,6 +15,7 @@ import click
 from .._errors import TrioVfioError, describe
 from ._demo import demo
 from ._inspect import inspect
+from ._list_devices import devices
 from ._load import load
 from ._options import traceback_option
 from ._plain import Settings, show_error
@@ -39,6 +40,7 @@ group.add_command(receive)
 group.add_command(send)
 group.add_command(save)
 group.add_command(load)
+group.add_command(devices)
 group.add_command(inspect)
 group.add_command(simulate)
 

@@ -7,7 +7,7 @@ migrated: a kernel device, a file, a simulation in virtual time.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
@@ -149,4 +149,18 @@ class StateSource(Protocol):
 
     async def abort(self) -> None:
         """Let the device run on as if nothing had been, and end any call."""
+        ...
+
+
+@runtime_checkable
+class PeerToPeer(Protocol):
+    """What a `StateSource` may have besides, if it can access other devices itself.
+
+    A device that stands still cannot answer another one. So before `StateSource.stop`
+    of any device, all that have this are asked not to begin such accesses any more.
+    Only then is any of them stopped.
+    """
+
+    async def stop_p2p(self) -> None:
+        """Begin no access to another device from now on, but answer those of others."""
         ...

@@ -74,6 +74,11 @@ class Worker:
         """Let the call that is under way end where it looks next. Does not wait."""
         self._stopped = True
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no call is under way."""
+        return self._ended.is_set()
+
     async def wait_idle(self) -> None:
         """Wait until no call is under way."""
         await self._ended.wait()

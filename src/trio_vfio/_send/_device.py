@@ -13,7 +13,7 @@ from typing import Any, Final, cast, final
 import attrs
 import trio
 
-from .._device._port import Pending, StateSource
+from .._device._port import PeerToPeer, Pending, StateSource
 from .._migration._calls import DeviceCalls
 from .._migration._position import Position
 from .._migration._progress import DeviceProgress
@@ -69,6 +69,7 @@ class OutgoingDevice:
     """What it has said last, less what it gave since."""
     init_data_sent: bool = attrs.field(default=False, init=False)
     """Whether the destination was told that all initial data has gone."""
+    stopped_p2p: trio.Event = attrs.field(factory=trio.Event, init=False)
     stopped: trio.Event = attrs.field(factory=trio.Event, init=False)
     handed_over: trio.Event = attrs.field(factory=trio.Event, init=False)
     """Set when its last packet was taken by a channel."""
@@ -135,13 +136,23 @@ class OutgoingDevice:
         self.trace("vfio_save_iterate", self.name, left.initial_bytes, left.dirty_bytes)
         return data
 
+    async def stop_p2p(self) -> None:
+        """Keep the device from beginning to access others, if that can be told it.
+
+        Raises:
+          DeviceError: if it fails.
+        """
+        self._stopped_at = trio.current_time()
+        if isinstance(self.source, PeerToPeer):
+            await self.calls.call("stop_p2p", self.source.stop_p2p)
+        self.stopped_p2p.set()
+
     async def stop(self) -> None:
         """Make the device stand still.
 
         Raises:
           DeviceError: if it does not.
         """
-        self._stopped_at = trio.current_time()
         await self.calls.call("stop", self.source.stop)
         self.progress.state.value = DeviceState.SAVING
         self.stopped.set()

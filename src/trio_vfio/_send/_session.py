@@ -226,6 +226,11 @@ class Session(Migration):
         self.enter(SessionState.DEVICE)
         if before is not None:
             await self.call_back("before_switchover", before)
+        # A device that stands still does not answer those that do not yet.
+        for device in self.all_devices():
+            self.spawn(device.stop_p2p)
+        for device in self.all_devices():
+            await device.stopped_p2p.wait()
         for device in self.all_devices():
             self.spawn(device.stop)
         for device in self.all_devices():

@@ -42,7 +42,7 @@ _STATUS: Final = 0x06
 _STATUS_CAPABILITY_LIST: Final = 0x10
 _CAPABILITY_POINTER: Final = 0x34
 _FIRST_CAPABILITY: Final = 0x40
-_MSIX: Final = 0x11
+MSIX: Final = 0x11
 
 
 @attrs.frozen
@@ -148,17 +148,27 @@ def msix_vectors(config_space: bytes) -> int:
     Args:
       config_space: at least its first 256 bytes, and of any content.
     """
-    if not _u16(config_space, _STATUS) & _STATUS_CAPABILITY_LIST:
-        return 0
-    at = config_space[_CAPABILITY_POINTER] & ~3
-    seen: set[int] = set()
-    # The list may lead anywhere, or round in circles.
-    while at >= _FIRST_CAPABILITY and at not in seen:
-        seen.add(at)
-        if config_space[at] == _MSIX:
+    for at, id_ in capabilities(config_space).items():
+        if id_ == MSIX:
             return (_u16(config_space, at + 2) & 0x7FF) + 1
-        at = config_space[at + 1] & ~3
     return 0
+
+
+def capabilities(config_space: bytes) -> dict[int, int]:
+    """Return the ids of the device's capabilities, by where they are, in their order.
+
+    Args:
+      config_space: at least its first 256 bytes, and of any content.
+    """
+    found: dict[int, int] = {}
+    if not _u16(config_space, _STATUS) & _STATUS_CAPABILITY_LIST:
+        return found
+    at = config_space[_CAPABILITY_POINTER] & ~3
+    # The list may lead anywhere, or round in circles.
+    while at >= _FIRST_CAPABILITY and at not in found:
+        found[at] = config_space[at]
+        at = config_space[at + 1] & ~3
+    return found
 
 
 def _u16(config_space: bytes, at: int) -> int:

@@ -1,0 +1,1 @@
+"""VFIO devices of the kernel."""
