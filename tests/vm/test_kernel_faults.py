@@ -123,10 +123,9 @@ async def test_config_of_another_device(mttys: Create, tmp_path: Path) -> None:
 async def config_of(device: Mtty) -> bytes:
     source = KernelSource(device.uuid)
     await source.open()
-    try:
-        return await source.config()
-    finally:
-        await source.abort()
+    blob = await source.config()
+    await source.abort()
+    return blob
 
 
 async def test_a_difference_that_the_caller_allows(
