@@ -34,6 +34,9 @@ _IOMMUS: Final = {
 }
 _NO_IOMMU: Final = {_uapi.VFIO_NOIOMMU_IOMMU: "no-IOMMU"}
 
+# Drivers of devices that do no DMA, which may stay where they are.
+_HARMLESS: Final = ("pcieport", "pci-stub")
+
 _IN_USE: Final = "it is in use, here or by another process"
 _OPEN_HINTS: Final = {
     errno.EBUSY: _IN_USE,
@@ -146,15 +149,20 @@ def _check_viable(group: int, located: Located) -> None:
 
 def not_viable(located: Located) -> str:
     """Say why the group of a device cannot be used."""
-    others = ", ".join(
-        f"{other.name} ({other.driver})"
-        for other in located.others_in_group()
-        if other.driver is not None and not other.has_vfio_driver
-    )
+    others = ", ".join(in_the_way(located)) or "one of them is not"
     return (
         f"group {located.group} is not viable: bind all of its devices to a driver"
-        f" for VFIO, or unbind them: {others or 'one of them is not'}"
+        f" for VFIO, or unbind them: {others}"
     )
+
+
+def in_the_way(located: Located) -> list[str]:
+    """Name the devices because of which a device cannot be used, with their drivers."""
+    return [
+        f"{other.name} ({other.driver})"
+        for other in located.others_in_group()
+        if other.driver not in (None, *_HARMLESS) and not other.has_vfio_driver
+    ]
 
 
 def _set_iommu(container: int, kinds: Mapping[int, str]) -> None:

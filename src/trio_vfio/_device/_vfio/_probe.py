@@ -12,7 +12,7 @@ import attrs
 
 from ._host import migration_flags
 from ._locate import Located
-from ._open import default_way, open_device
+from ._open import default_way, in_the_way, not_viable, open_device
 from ._states import MigrationFlags
 
 _PROC: Final = Path("/proc")
@@ -88,6 +88,8 @@ def _advice(error: OSError, located: Located) -> str | None:
         case errno.EACCES:
             names = " ".join(map(str, files))
             return f"run as root, or give its files to this user: chown USER {names}"
+        case errno.EPERM | errno.EBUSY | errno.EINVAL if in_the_way(located):
+            return not_viable(located)
         case errno.EBUSY | errno.EINVAL:
             found = ", ".join(_holders(files))
             return f"end what uses it: {found or 'some process'}"
