@@ -144,11 +144,16 @@ async def test_it_ends_soon_after_a_failure(mttys: Mttys, tmp_path: Path) -> Non
     data.write_bytes(device.saved()[:-1])
     taken = f"--device={DEVICE}=vfio:{device.uuid}"
     given = f"--device={DEVICE}=file:{data}"
-    async with running("receive", "tcp:127.0.0.1:0", "--quiet", taken) as receive:
+    trace = tmp_path / "trace"
+    async with running(
+        "receive", "tcp:127.0.0.1:0", "--quiet", f"--trace={trace}", taken
+    ) as receive:
         address = await receive.address()
         async with running("send", address, "--quiet", given) as send:
-            await receive.process.wait()
+            # The last that succeeds.
+            await wait_written(trace, "vfio_load_device_config_state_end")
             with trio.fail_after(_SECONDS_TO_END):
+                await receive.process.wait()
                 await send.process.wait()
     assert (send.process.returncode, receive.process.returncode) == (1, 1)
     (said,) = receive.errors

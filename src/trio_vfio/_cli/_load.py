@@ -56,8 +56,10 @@ def load(
             trace=hook,
         )
         opening = _open(snapshot, idstr, device, options)
-        work = partial(_load, device=device if runs else None)
-        return MigrationCommand(opening, work, as_json, quiet).run()
+        command = MigrationCommand(opening, LocalMigration.wait_ended, as_json, quiet)
+        if runs:
+            command.after = partial(_let_work, device)
+        return command.run()
 
 
 @asynccontextmanager
@@ -74,8 +76,7 @@ async def _open(
         yield local
 
 
-async def _load(local: LocalMigration, *, device: StateSink | None) -> None:
-    await local.wait_ended()
+async def _let_work(device: StateSink, local: LocalMigration) -> None:
     if isinstance(device, KernelDevice) and not local.causes():
         await device.run()
 

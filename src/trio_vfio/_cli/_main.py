@@ -8,12 +8,11 @@ from __future__ import annotations
 import signal
 import traceback
 from collections.abc import Sequence
-from typing import cast
 
 import click
 
-from .._errors import TrioVfioError, describe
 from ._demo import demo
+from ._faults import leaves, line
 from ._inspect import inspect
 from ._list_devices import devices
 from ._load import load
@@ -77,8 +76,8 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     except click.Abort:
         return 128 + signal.SIGINT
     except Exception as error:  # noqa: BLE001 (the last resort)
-        for line in _lines(error):
-            show_error(line)
+        for fault in leaves(error):
+            show_error(line(fault))
         if settings.traceback:
             traceback.print_exception(error)
         return 1
@@ -96,15 +95,3 @@ def _usage(error: click.UsageError) -> str:
     if error.ctx is None:
         return message
     return f"{message.removesuffix('.')} (see {error.ctx.command_path} --help)"
-
-
-def _lines(error: Exception) -> list[str]:
-    """Return one line for each fault that *error* holds."""
-    if isinstance(error, ExceptionGroup):
-        faults = cast("ExceptionGroup[Exception]", error).exceptions
-        return [line for fault in faults for line in _lines(fault)]
-    if isinstance(error, TrioVfioError):
-        return [str(error)]
-    if isinstance(error, click.ClickException):
-        return [error.format_message()]
-    return [describe(error)]
