@@ -63,7 +63,7 @@ class System:
         """What is worth knowing of it when a test fails."""
         lines = self.packages.read_text().splitlines()
         version = dict(line.split() for line in lines)
-        return f"Python {version['python3']}, QEMU {version['qemu-system-x86']}"
+        return f"Python {version[self.python.name]}, QEMU {version['qemu-system-x86']}"
 
     @property
     def python(self) -> Path:
