@@ -219,6 +219,40 @@ async def test_a_source_that_must_be_reset(mttys: Create) -> None:
     assert device.state() == "RUNNING"
 
 
+async def test_a_source_that_breaks(mttys: Create) -> None:
+    """Only a reset helps: it runs, without its state, and that is said."""
+    (device,) = mttys()
+    mtty.parameter("fail_breaks", 1)
+    fail(STOP_COPY)
+    moved = await move({DEVICE: KernelSource(device.uuid)}, {DEVICE: SimulatedDevice()})
+    assert moved.sent is not None
+    stop, abort = (each for each in moved.sent.errors if each.startswith(DEVICE))
+    assert stop.startswith(f"{DEVICE}: stop: EIO: ")
+    assert stop.endswith("; the device is in ERROR")
+    assert abort.startswith(f"{DEVICE}: abort: EINVAL: no way from ERROR to RUNNING")
+    assert abort.endswith("the device was reset, and has lost its state")
+    assert device.state() == "RUNNING"
+
+
+async def test_a_device_that_was_left_broken(mttys: Create, tmp_path: Path) -> None:
+    """It can take a state, and has none to give."""
+    (device,) = mttys()
+    source = saved(tmp_path, device.saved())
+    mtty.parameter("fail_breaks", 1)
+    fail(STOP_COPY)
+    with pytest.raises(OSError):
+        device.leave_in("STOP_COPY")
+    mtty.clear_parameters()
+    assert device.state() == "ERROR"
+    with pytest.raises(OSError, match="in ERROR: it has failed; only a reset"):
+        await KernelSource(device.uuid).begin()
+    async with KernelDevice(device.uuid) as sink:
+        moved = await move({DEVICE: source}, {DEVICE: sink})
+        assert moved.completed
+        await sink.run()
+    assert device.state() == "RUNNING"
+
+
 @pytest.mark.parametrize("kind", [KernelDevice, KernelSource])
 async def test_a_device_that_is_lost(
     mttys: Create, kind: type[KernelDevice] | type[KernelSource]

@@ -18,6 +18,7 @@ from trio_vfio import (
     KernelSource,
     run_devices,
 )
+from trio_vfio._device._vfio._states import MigrationFlags
 from trio_vfio.testing import check_state_source
 
 from . import mtty
@@ -192,6 +193,33 @@ async def test_to_a_file_and_back(mttys: Create, tmp_path: Path) -> None:
         assert sink.config.vendor_id == 0x4348
         await sink.run()
     assert b.registers() == REGISTERS
+
+
+STOP_COPY: Final = MigrationFlags.STOP_COPY
+P2P: Final = MigrationFlags.P2P
+PRE_COPY: Final = MigrationFlags.PRE_COPY
+
+
+@pytest.mark.parametrize(
+    "flags", [STOP_COPY, STOP_COPY | P2P, STOP_COPY | PRE_COPY], ids=repr
+)
+async def test_devices_that_can_do_less(mttys: Create, flags: MigrationFlags) -> None:
+    """States that they do not have are passed over."""
+    mtty.parameter("hide_flags", (P2P | PRE_COPY) & ~flags)
+    a, b = mttys(count=2, pad_kib=100)
+    a.set_registers(REGISTERS)
+    async with KernelDevice(b.uuid) as sink:
+        moved = await move({DEVICE: KernelSource(a.uuid)}, {DEVICE: sink})
+        assert moved.completed
+        await sink.run_p2p()
+        state = mtty.state_of(sink.fileno())
+        assert state == ("RUNNING_P2P" if P2P in flags else "STOP")
+        await sink.run()
+    assert moved.received is not None
+    early = HEADER if PRE_COPY in flags else 0
+    assert moved.received.devices[0].precopy_bytes == early
+    assert b.registers() == REGISTERS
+    assert (a.state(), b.state()) == ("STOP", "RUNNING")
 
 
 @pytest.mark.parametrize("parameter", ["precopy_enomsg", "eagain"])

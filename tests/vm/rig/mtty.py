@@ -83,6 +83,11 @@ _EDITS: Final = (
         r"^\s*mdev_state->nr_ports = [^;]*;\n",
         "\\g<0>\tmdev_state->rig_pad = rig_pad();\n",
     ),
+    Edit(
+        function("mtty_init_dev"),
+        r"\bmigration_flags = ([^;]*);",
+        "migration_flags = rig_flags(\\g<1>);",
+    ),
     Edit(function("mtty_data_size"), r"\breturn\b", "return mdev_state->rig_pad +"),
     Edit(
         function("mtty_save_state"),

@@ -41,6 +41,14 @@ static uint fail_errno;
 module_param(fail_errno, uint, 0644);
 MODULE_PARM_DESC(fail_errno, "with what entering it fails, 0: EIO");
 
+static uint fail_breaks;
+module_param(fail_breaks, uint, 0644);
+MODULE_PARM_DESC(fail_breaks, "1: a device that cannot enter a state is in ERROR then");
+
+static uint hide_flags;
+module_param(hide_flags, uint, 0644);
+MODULE_PARM_DESC(hide_flags, "migration flags that devices made from now on do not have");
+
 static uint fail_reset;
 module_param(fail_reset, uint, 0644);
 MODULE_PARM_DESC(fail_reset, "with what errno VFIO_DEVICE_RESET fails");
@@ -57,6 +65,11 @@ static int mtty_reset(struct mdev_state *mdev_state);
 static size_t rig_pad(void)
 {
 	return (size_t)min(READ_ONCE(pad_kib), 1U << 20) << 10;
+}
+
+static u32 rig_flags(u32 flags)
+{
+	return flags & ~READ_ONCE(hide_flags);
 }
 
 /* A migration file with room for the pad. The state is its last member. */
@@ -149,12 +162,40 @@ static ssize_t rig_resume_write(struct file *filp, const char __user *buf, size_
 
 /* States ----------------------------------------------------------------------- */
 
+/* The driver knows no way around the states that a device without P2P does not have. */
+static struct file *rig_pass_p2p(struct mdev_state *mdev_state, enum vfio_device_mig_state new)
+{
+	enum vfio_device_mig_state old = mdev_state->state, between;
+	struct file *file;
+
+	if ((old == VFIO_DEVICE_STATE_RUNNING && new == VFIO_DEVICE_STATE_STOP) ||
+	    (old == VFIO_DEVICE_STATE_STOP && new == VFIO_DEVICE_STATE_RUNNING))
+		between = VFIO_DEVICE_STATE_RUNNING_P2P;
+	else if (old == VFIO_DEVICE_STATE_PRE_COPY && new == VFIO_DEVICE_STATE_STOP_COPY)
+		between = VFIO_DEVICE_STATE_PRE_COPY_P2P;
+	else
+		return NULL;
+	file = mtty_step_state(mdev_state, between);
+	if (!IS_ERR(file))
+		mdev_state->state = between;
+	return file;
+}
+
 static struct file *rig_step_state(struct mdev_state *mdev_state, enum vfio_device_mig_state new)
 {
 	uint refused = READ_ONCE(fail_state), error = READ_ONCE(fail_errno);
 
-	if (refused && new == refused)
+	if (refused && new == refused) {
+		if (READ_ONCE(fail_breaks))
+			mdev_state->state = VFIO_DEVICE_STATE_ERROR;
 		return ERR_PTR(error && error <= MAX_ERRNO ? -(int)error : -EIO);
+	}
+	if (!(mdev_state->vdev.migration_flags & VFIO_MIGRATION_P2P)) {
+		struct file *file = rig_pass_p2p(mdev_state, new);
+
+		if (IS_ERR(file))
+			return file;
+	}
 	return mtty_step_state(mdev_state, new);
 }
 
