@@ -72,11 +72,9 @@ def main(arguments: Sequence[str]) -> int:
         cache = Cache(Path(os.environ.get(_CACHE) or _default_cache()))
         machines = _build(cache, suites[:1] if options.shell else suites)
         if options.shell:
-            machines[suites[0].name].shell(cache.root / "console.log")
+            machines[suites[0].name].shell()
             return 0
-        return total(
-            [_test(cache, suite, machines[suite.name], pytest) for suite in suites]
-        )
+        return total([_test(suite, machines[suite.name], pytest) for suite in suites])
     except RigError as exc:
         print(f"vm: {exc}", file=sys.stderr)
         return 1
@@ -111,7 +109,9 @@ def _build(cache: Cache, suites: Sequence[Suite]) -> dict[str, Machine]:
             host.commands.stop()
             raise
     machines = {
-        name: Machine(building.result(), root.disk, packages, _PROJECT, root.versions)
+        name: Machine(
+            name, building.result(), root.disk, packages, _PROJECT, root.versions
+        )
         for name, (root, packages) in fetching.result().items()
     }
     accelerator = _accelerator(cache, next(iter(machines.values())))
@@ -131,7 +131,7 @@ def _accelerator(cache: Cache, machine: Machine) -> str:
         # That the device is there says little: it may well be that nothing runs.
         if os.access("/dev/kvm", os.W_OK):
             try:
-                kvm.run("true", place / "console.log", 20)
+                kvm.run("true", 20)
             except RigError:
                 say("KVM does not work here")
             else:
@@ -142,7 +142,7 @@ def _accelerator(cache: Cache, machine: Machine) -> str:
     return (cache.product("accelerator", inputs, make) / "name").read_text()
 
 
-def _test(cache: Cache, suite: Suite, machine: Machine, pytest: Sequence[str]) -> int:
+def _test(suite: Suite, machine: Machine, pytest: Sequence[str]) -> int:
     """Run pytest in *machine* and return its exit status."""
     terminal = sys.stdout.isatty()
     command = (
@@ -153,12 +153,10 @@ def _test(cache: Cache, suite: Suite, machine: Machine, pytest: Sequence[str]) -
         *suite.pytest,
         *pytest,
     )
-    job = (
-        f"export TRIO_VFIO_VM={suite.name} COLUMNS={shutil.get_terminal_size().columns}\n"
-        f"exec {shlex.join(command)}\n"
-    )
+    columns = shutil.get_terminal_size().columns
+    job = f"COLUMNS={columns} exec {shlex.join(command)}\n"
     say(f"{suite.name}: tests in {machine}")
-    status = machine.run(job, cache.root / f"{suite.name}-console.log", _LIMIT)
+    status = machine.run(job, _LIMIT)
     say(f"{suite.name}: pytest ended with status {status}")
     return status
 

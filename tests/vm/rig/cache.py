@@ -31,10 +31,11 @@ class Cache:
         it is whole: what a build that failed has left is not mistaken for one.
         """
         place = self.root / f"{name}-{_digest(inputs)}"
-        with self._locked(name):
-            if not place.exists():
-                self._make(name, place, make)
-            os.utime(place)
+        if not place.exists():
+            with self._locked(name):
+                if not place.exists():
+                    self._make(name, place, make)
+        os.utime(place)
         return place
 
     def _make(self, name: str, place: Path, make: Callable[[Path], None]) -> None:

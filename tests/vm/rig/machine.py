@@ -41,6 +41,9 @@ _PCI: Final = (
 class Machine:
     """A VM that can be started."""
 
+    name: str
+    """What `TRIO_VFIO_VM` is in it."""
+
     kernel: Path
     disk: Path
     site: Path
@@ -53,11 +56,10 @@ class Machine:
     def __str__(self) -> str:
         return f"a VM by {self.accelerator.upper()} with {self.versions}"
 
-    def run(self, job: str, console: Path, seconds: float) -> int:
+    def run(self, job: str, seconds: float) -> int:
         """Start the VM, run the shell script *job* in it and return its exit status.
 
-        What *job* writes to stdout and stderr goes to stdout as it comes. What the
-        kernel says goes to the file *console*.
+        What *job* writes to stdout and stderr goes to stdout as it comes.
 
         Raises:
           RigError: if the VM ends without a status, or runs for *seconds*.
@@ -73,7 +75,7 @@ class Machine:
             with (
                 (rig / "errors").open("wb") as errors,
                 subprocess.Popen(
-                    [*self._command(rig, console), *output],
+                    [*self._command(rig), *output],
                     pass_fds=(writer,),
                     stdin=subprocess.DEVNULL,
                     stderr=errors,
@@ -86,26 +88,22 @@ class Machine:
                     qemu.wait(seconds)
                 except subprocess.TimeoutExpired:
                     raise RigError(
-                        f"the VM was stopped after {seconds:.0f} s. The end of its"
-                        f" console:\n{tail(console)}"
+                        f"the VM was stopped after {seconds:.0f} s. {_last_words(rig)}"
                     ) from None
                 finally:
                     qemu.kill()
                     relay.join()
-            status = _status(rig, console)
-        if "WARNING:" in console.read_text(errors="replace"):
-            say(f"the VM's kernel has warned: see {console}")
-        return status
+            return _status(rig)
 
-    def shell(self, console: Path) -> None:
+    def shell(self) -> None:
         """Start the VM with a shell on this terminal, until it ends."""
         with tempfile.TemporaryDirectory(prefix="trio-vfio-") as folder:
-            rig = self._prepare(folder, None)
             terminal = (
                 *("-chardev", "stdio,id=terminal,mux=on,signal=off"),
                 *("-device", "virtconsole,chardev=terminal"),
             )
-            subprocess.run([*self._command(rig, console), *terminal], check=False)
+            rig = self._prepare(folder, None)
+            subprocess.run([*self._command(rig), *terminal], check=False)
 
     def _prepare(self, folder: str, job: str | None) -> Path:
         rig = Path(folder)
@@ -114,15 +112,24 @@ class Machine:
             (rig / "job").write_text(job)
         return rig
 
-    def _command(self, rig: Path, console: Path) -> Sequence[str | Path]:
+    def _command(self, rig: Path) -> Sequence[str | Path]:
         accelerator = {"tcg": "tcg,thread=multi"}.get(
             self.accelerator, self.accelerator
         )
         return [
             *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot"),
             *("-machine", "q35", "-cpu", "max", "-smp", "2", "-m", f"{self.memory}"),
-            *("-accel", accelerator, "-display", "none", "-serial", f"file:{console}"),
-            *("-kernel", self.kernel, "-append", _KERNEL_LINE),
+            *(
+                "-accel",
+                accelerator,
+                "-display",
+                "none",
+                "-serial",
+                f"file:{rig / 'console'}",
+            ),
+            # What the kernel does not know becomes the environment of PID 1.
+            *("-kernel", self.kernel),
+            *("-append", f"{_KERNEL_LINE} TRIO_VFIO_VM={self.name}"),
             # What the VM writes to its disk is gone when it ends.
             *_disk("root", self.disk, "snapshot=on"),
             *_disk("site", self.site, "readonly=on"),
@@ -156,11 +163,17 @@ def _relay(reader: int) -> None:
             sys.stdout.buffer.flush()
 
 
-def _status(rig: Path, console: Path) -> int:
+def _status(rig: Path) -> int:
     try:
-        return int((rig / "status").read_text())
+        status = int((rig / "status").read_text())
     except (OSError, ValueError):
-        raise RigError(
-            f"the VM ended without a status. QEMU said:\n{tail(rig / 'errors')}\n"
-            f"The end of the VM's console:\n{tail(console)}"
-        ) from None
+        raise RigError(f"the VM ended without a status. {_last_words(rig)}") from None
+    if "WARNING:" in (rig / "console").read_text(errors="replace"):
+        say(f"the VM's kernel has warned. {_last_words(rig)}")
+    return status
+
+
+def _last_words(rig: Path) -> str:
+    return (
+        f"QEMU said:\n{tail(rig / 'errors')}\nIts kernel said:\n{tail(rig / 'console')}"
+    )
