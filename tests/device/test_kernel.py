@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import os
 
+import attrs
 import pytest
+import trio
+from trio.testing import MockClock
 
 from trio_vfio import KernelDevice, KernelSource, run_devices
 
@@ -36,6 +39,49 @@ async def test_a_descriptor_of_something_else(kind: Either) -> None:
         os.fstat(fd)
     finally:
         os.close(fd)
+
+
+@attrs.define(eq=False)
+class Starting:
+    """A device that says when it works, and takes its time for the first step."""
+
+    name: str
+    said: list[str]
+    seconds: float = 0
+    refuses: bool = False
+
+    async def run_p2p(self) -> None:
+        await trio.sleep(self.seconds)
+        if self.refuses:
+            raise OSError(errno.EIO, "no")
+        self.said.append(f"{self.name} p2p")
+
+    async def run(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.said.append(f"{self.name} runs")
+
+
+async def test_none_runs_before_all_answer(autojump_clock: MockClock) -> None:
+    said: list[str] = []
+    await run_devices([Starting("a", said), Starting("b", said, 1)])
+    assert said[:2] == ["a p2p", "b p2p"]
+    assert sorted(said[2:]) == ["a runs", "b runs"]
+
+
+async def test_none_runs_if_one_does_not_answer(autojump_clock: MockClock) -> None:
+    said: list[str] = []
+    refusing = Starting("b", said, 1, refuses=True)
+    with pytest.RaisesGroup(OSError):
+        await run_devices([Starting("a", said), refusing])
+    assert said == ["a p2p"]
+
+
+async def test_a_cancel_before_all_answer(autojump_clock: MockClock) -> None:
+    """Invariant: none runs."""
+    said: list[str] = []
+    with trio.move_on_after(1):
+        await run_devices([Starting("a", said), Starting("b", said, 2)])
+    assert said == ["a p2p"]
 
 
 async def test_a_device_that_is_not_open() -> None:

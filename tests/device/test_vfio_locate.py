@@ -108,7 +108,16 @@ def test_no_such_device(host: Host, where: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "where", ["", "eth0", "0000:01:00", "01:00.8", "/dev/vfio/12", "../../etc/passwd"]
+    "where",
+    [
+        "",
+        "eth0",
+        "0000:01:00",
+        "01:00.8",
+        "/dev/vfio/12",
+        "/srv/vfio3",
+        "../../etc/passwd",
+    ],
 )
 def test_what_names_no_device(host: Host, where: str) -> None:
     with pytest.raises(ValueError, match="is no PCI address"):
@@ -117,10 +126,25 @@ def test_what_names_no_device(host: Host, where: str) -> None:
 
 def test_cdev_is_the_first_choice_where_there_is_iommufd(host: Host) -> None:
     host.device("pci", PCI, driver="vfio-pci", group=7, vfio=0)
+    host.file("dev/vfio/7")
     found = locate(PCI, host.root)
     assert default_way(found) == "group"
     host.file("dev/iommu")
     assert default_way(found) == "cdev"
+
+
+def test_no_permission_for_cdev(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user may have been given the group, and nothing else."""
+    host.device("pci", PCI, driver="vfio-pci", group=7, vfio=0)
+    iommufd = host.file("dev/iommu")
+    found = locate(PCI, host.root)
+    assert default_way(found) == "cdev"
+    # Root, who may run this, can read and write everything.
+    monkeypatch.setattr("os.access", lambda path, _: path != iommufd)
+    # Better an error that says so than none of the two.
+    assert default_way(found) == "cdev"
+    host.file("dev/vfio/7")
+    assert default_way(found) == "group"
 
 
 def test_no_cdev_in_this_kernel(host: Host) -> None:

@@ -56,9 +56,12 @@ def source() -> str:
         lines += guarded(macro, f'printf("{name} %lld\\n", (long long)({name}));')
     for layout in LAYOUTS:
         struct = f"struct {layout.name}"
-        offsets = ", ".join(f"offsetof({struct}, {field})" for field in layout.fields)
-        places = " %zu" * len(layout.fields)
-        text = f'printf("{layout.name} %zu{places}\\n", sizeof({struct}), {offsets});'
+        ends = ", ".join(
+            f"offsetof({struct}, {field}), sizeof((({struct} *)0)->{field})"
+            for field in layout.fields
+        )
+        places = " %zu" * (2 * len(layout.fields))
+        text = f'printf("{layout.name} %zu{places}\\n", sizeof({struct}), {ends});'
         lines += guarded(SINCE.get(layout.name), text)
     return "\n".join([*lines, "return 0; }", ""])
 
@@ -90,8 +93,13 @@ def test_layouts(found: dict[str, list[int]]) -> None:
     known = [layout for layout in LAYOUTS if layout.name in found]
     assert "vfio_device_feature_mig_state" in {layout.name for layout in known}
     for layout in known:
-        size, *offsets = found[layout.name]
+        size, *places = found[layout.name]
+        offsets, sizes = places[::2], places[1::2]
         assert offsets == [layout.offset(field) for field in layout.fields]
+        # Without a gap, and the last one is as long as we think.
+        assert offsets[1:] + [layout.size] == [
+            at + long for at, long in zip(offsets, sizes, strict=True)
+        ]
         # Later kernels may know more.
         assert size >= layout.size
 

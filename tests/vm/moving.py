@@ -82,5 +82,5 @@ async def move(
 async def wait_written(path: Path, text: str) -> None:
     """Wait until *text* is in the file at *path*, which another process writes."""
     # Nobody is told when a file grows.
-    while text not in path.read_text():  # noqa: ASYNC110
+    while text not in path.read_text():  # noqa: ASYNC110, ASYNC240
         await trio.sleep(0.02)

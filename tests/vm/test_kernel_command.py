@@ -88,7 +88,7 @@ def snapshot_of(directory: Path, data: bytes) -> Path:
         "config": None,
         "data_bytes": len(data),
         "sha256": None,
-        "config_bytes": 0,
+        "config_bytes": None,
         "config_sha256": None,
     }
     text = json.dumps({"format": 1, "devices": [entry]})
@@ -144,11 +144,16 @@ async def test_it_ends_soon_after_a_failure(mttys: Mttys, tmp_path: Path) -> Non
     data.write_bytes(device.saved()[:-1])
     taken = f"--device={DEVICE}=vfio:{device.uuid}"
     given = f"--device={DEVICE}=file:{data}"
-    async with running("receive", "tcp:127.0.0.1:0", "--quiet", taken) as receive:
+    trace = tmp_path / "trace"
+    async with running(
+        "receive", "tcp:127.0.0.1:0", "--quiet", f"--trace={trace}", taken
+    ) as receive:
         address = await receive.address()
         async with running("send", address, "--quiet", given) as send:
-            await receive.process.wait()
+            # The last that succeeds.
+            await wait_written(trace, "vfio_load_device_config_state_end")
             with trio.fail_after(_SECONDS_TO_END):
+                await receive.process.wait()
                 await send.process.wait()
     assert (send.process.returncode, receive.process.returncode) == (1, 1)
     (said,) = receive.errors
@@ -199,7 +204,7 @@ async def test_list(mttys: Mttys) -> None:
     rows = {row["name"]: row for row in await listed()}
     assert rows[a.uuid] == {
         "name": a.uuid,
-        "driver": "vfio_mtty",
+        "driver": "mtty",
         "group": a.group,
         "cdev": a.cdev,
         "migration": ["STOP_COPY", "P2P", "PRE_COPY"],

@@ -24,9 +24,9 @@ from .._device import (
     KernelSource,
     NullDevice,
     NullSource,
+    Through,
+    sysfs_path,
 )
-from .._device._vfio._locate import sysfs_path
-from .._device._vfio._open import Through
 from ._options import Size
 
 _T = TypeVar("_T")

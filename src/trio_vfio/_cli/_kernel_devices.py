@@ -8,11 +8,20 @@ from typing import Any, TypeAlias, TypeVar
 
 import click
 
-from .. import DeviceError, KernelDevice, StateSink, run_devices
+from .. import (
+    DeviceError,
+    KernelDevice,
+    KernelSource,
+    StateSink,
+    StateSource,
+    run_devices,
+)
 from .._errors import describe
 
 Sinks: TypeAlias = Mapping[tuple[str, int], StateSink]
 """Where the state of devices goes, by idstr and instance id."""
+Sources: TypeAlias = Mapping[tuple[str, int], StateSource]
+"""Where it comes from."""
 
 _C = TypeVar("_C", bound=Callable[..., Any])
 
@@ -29,20 +38,21 @@ def run_option(command: _C) -> _C:
 
 
 @asynccontextmanager
-async def opened(sinks: Sinks) -> AsyncGenerator[None]:
-    """Have the kernel's devices among *sinks* open while the block runs.
+async def opened(devices: Sinks | Sources) -> AsyncGenerator[None]:
+    """Have the kernel's devices among *devices* open while the block runs.
 
-    So one that cannot be had is known before any source has stopped its guest.
+    So one that cannot be had is known before there is a peer, or a source has
+    stopped its guest.
 
     Raises:
       DeviceError: if one cannot be opened.
     """
     async with AsyncExitStack() as stack:
-        for key, sink in sinks.items():
-            if isinstance(sink, KernelDevice):
-                await stack.enter_async_context(sink)
+        for key, device in devices.items():
+            if isinstance(device, (KernelDevice, KernelSource)):
+                await stack.enter_async_context(device)
                 try:
-                    await sink.open()
+                    await device.open()
                 except OSError as error:
                     why = describe(error)
                     raise DeviceError(*key, "open", why, errno=error.errno) from error

@@ -54,7 +54,7 @@ def _print(found: Sequence[KernelDeviceInfo]) -> None:
             each.driver or "",
             _file(each.group),
             _file(each.cdev),
-            " ".join(each.migration) or "no",
+            "" if each.migration is None else " ".join(each.migration) or "no",
             each.state or "",
             "" if each.stop_copy_bytes is None else each.stop_copy_bytes,
         )

@@ -20,7 +20,10 @@ from ._options import json_option, traceback_option
 from ._trace import trace_option, tracing_to
 
 
-@click.command(help=f"Load a device of the snapshot DIR into DEV: {SINK_HELP}.")
+@click.command(
+    help=f"Load a device of the snapshot DIR into DEV. DEV is {SINK_HELP}.",
+    short_help="Load a device of a snapshot.",
+)
 @click.argument(
     "snapshot",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -53,8 +56,10 @@ def load(
             trace=hook,
         )
         opening = _open(snapshot, idstr, device, options)
-        work = partial(_load, device=device if runs else None)
-        return MigrationCommand(opening, work, as_json, quiet).run()
+        command = MigrationCommand(opening, LocalMigration.wait_ended, as_json, quiet)
+        if runs:
+            command.after = partial(_let_work, device)
+        return command.run()
 
 
 @asynccontextmanager
@@ -71,8 +76,7 @@ async def _open(
         yield local
 
 
-async def _load(local: LocalMigration, *, device: StateSink | None) -> None:
-    await local.wait_ended()
+async def _let_work(device: StateSink, local: LocalMigration) -> None:
     if isinstance(device, KernelDevice) and not local.causes():
         await device.run()
 

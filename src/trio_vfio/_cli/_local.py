@@ -11,7 +11,7 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Final, Generic, TypeVar, cast, final
+from typing import Any, Final, Generic, TypeVar, final
 
 import attrs
 import trio
@@ -30,11 +30,10 @@ from .. import (
     StateSink,
     StateSource,
     TraceEvent,
-    TrioVfioError,
     open_incoming,
     open_outgoing,
 )
-from .._errors import describe
+from ._faults import leaves, line
 from ._progress import Migrating
 
 _S = TypeVar("_S", bound=Migrating)
@@ -110,7 +109,7 @@ class LocalMigration:
         devices = tuple(
             _one_device(device, loaded.get(_key(device))) for device in sent.devices
         )
-        errors = tuple(_text(cause) for cause in self.causes())
+        errors = tuple(line(cause) for cause in self.causes())
         return attrs.evolve(
             sent,
             status=_one_status(sent.status, received.status),
@@ -126,7 +125,7 @@ class LocalMigration:
 
     def causes(self) -> Sequence[Exception]:
         """Return what has gone wrong on either side, without its echo on the other."""
-        found = [*_leaves(self._source.error), *_leaves(self._destination.error)]
+        found = [*leaves(self._source.error), *leaves(self._destination.error)]
         first_hand = min(map(_distance, found), default=0)
         causes = [error for error in found if _distance(error) == first_hand]
         return causes[:1] if first_hand == _ECHO else causes
@@ -238,19 +237,6 @@ def _distance(error: Exception) -> int:
     if isinstance(error, PeerProtocolError):
         return _ECHO if error.ended else 1
     return _ECHO if isinstance(error, (ConnectionLost, DestinationFailed)) else 0
-
-
-def _leaves(error: Exception | None) -> list[Exception]:
-    if error is None:
-        return []
-    if isinstance(error, ExceptionGroup):
-        group = cast("ExceptionGroup[Exception]", error).exceptions
-        return [leaf for each in group for leaf in _leaves(each)]
-    return [error]
-
-
-def _text(error: Exception) -> str:
-    return str(error) if isinstance(error, TrioVfioError) else describe(error)
 
 
 def _key(device: DeviceResult) -> DeviceKey:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import signal
 import traceback
 from collections.abc import Sequence
-from typing import cast
 
 import click
 
-from .._errors import TrioVfioError, describe
 from ._demo import demo
+from ._faults import leaves, line
 from ._inspect import inspect
 from ._list_devices import devices
 from ._load import load
@@ -22,12 +21,30 @@ from ._plain import Settings, show_error
 from ._receive import receive
 from ._save import save
 from ._send import send
-from ._simulate import simulate
 from ._version import version
 
 
+class _Commands(click.Group):
+    """All commands; `simulate` is loaded when it is asked for.
+
+    What it needs takes longer to load than all else together.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), "simulate"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == "simulate":
+            from ._simulate import simulate  # noqa: PLC0415
+
+            return simulate
+        return super().get_command(ctx, cmd_name)
+
+
 @click.group(
-    no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]}
+    cls=_Commands,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(version(), message="%(prog)s %(version)s")
 @traceback_option
@@ -42,7 +59,6 @@ group.add_command(devices)
 group.add_command(save)
 group.add_command(load)
 group.add_command(inspect)
-group.add_command(simulate)
 
 
 def run_command(arguments: Sequence[str] | None = None) -> int:
@@ -60,8 +76,8 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     except click.Abort:
         return 128 + signal.SIGINT
     except Exception as error:  # noqa: BLE001 (the last resort)
-        for line in _lines(error):
-            show_error(line)
+        for fault in leaves(error):
+            show_error(line(fault))
         if settings.traceback:
             traceback.print_exception(error)
         return 1
@@ -79,15 +95,3 @@ def _usage(error: click.UsageError) -> str:
     if error.ctx is None:
         return message
     return f"{message.removesuffix('.')} (see {error.ctx.command_path} --help)"
-
-
-def _lines(error: Exception) -> list[str]:
-    """Return one line for each fault that *error* holds."""
-    if isinstance(error, ExceptionGroup):
-        faults = cast("ExceptionGroup[Exception]", error).exceptions
-        return [line for fault in faults for line in _lines(fault)]
-    if isinstance(error, TrioVfioError):
-        return [str(error)]
-    if isinstance(error, click.ClickException):
-        return [error.format_message()]
-    return [describe(error)]

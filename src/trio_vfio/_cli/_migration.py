@@ -11,7 +11,7 @@ import click
 import trio
 
 from .. import Deadlines, MigrationResult, SessionState
-from .._errors import describe
+from ._faults import leaves, line
 from ._options import Seconds, Size
 from ._plain import show_error
 from ._progress import Migrating, show_progress
@@ -108,9 +108,14 @@ class MigrationCommand(Generic[_M]):
     """Opens the session."""
     work: Callable[[_M], Awaitable[object]]
     """Takes an open session to its end."""
+    after: Callable[[_M], Awaitable[None]] | None = attrs.field(
+        default=None, kw_only=True
+    )
+    """What is still to be done when the session has ended."""
     as_json: bool
     quiet: bool
     _session: _M | None = attrs.field(default=None, init=False)
+    _all_done: bool = attrs.field(default=False, init=False)
 
     def run(self) -> int:
         """Migrate, and show the result, whatever it is. Returns the exit status."""
@@ -122,11 +127,15 @@ class MigrationCommand(Generic[_M]):
             self._show(_failed(self._result(), error))
             raise
         result = self._result()
-        if stopped is None or result.status == SessionState.COMPLETED.value:
+        completed = result.status == SessionState.COMPLETED.value
+        if stopped is None or (completed and (self._all_done or self.after is None)):
             self._show(result)
             return 0
-        self._show(attrs.evolve(result, status=SessionState.CANCELLED.value))
-        show_error(f"cancelled by {stopped.name}")
+        if not completed:
+            result = attrs.evolve(result, status=SessionState.CANCELLED.value)
+        self._show(result)
+        what = ", complete, but before the devices work" if completed else ""
+        show_error(f"cancelled by {stopped.name}{what}")
         return 128 + stopped
 
     async def _migrate(self) -> None:
@@ -140,6 +149,9 @@ class MigrationCommand(Generic[_M]):
                 if not self.quiet:
                     nursery.start_soon(show_progress, session)
                 await self.work(session)
+                if self.after is not None:
+                    await self.after(session)
+                self._all_done = True
                 nursery.cancel_scope.cancel(reason="the migration is complete")
 
     def _result(self) -> MigrationResult:
@@ -153,9 +165,14 @@ class MigrationCommand(Generic[_M]):
 
 
 def _failed(result: MigrationResult, error: Exception) -> MigrationResult:
-    """Return *result* with *error*, which a session may have missed, in it."""
+    """Return *result* with *error*, which a session may have missed, in it.
+
+    What comes behind a migration that is complete does not undo it: then the devices
+    are here, and not at the source.
+    """
+    completed = result.status == SessionState.COMPLETED.value
     return attrs.evolve(
         result,
-        status=SessionState.FAILED.value,
-        errors=result.errors or (describe(error),),
+        status=result.status if completed else SessionState.FAILED.value,
+        errors=result.errors or tuple(map(line, leaves(error))),
     )

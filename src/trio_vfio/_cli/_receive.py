@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +90,10 @@ def receive(
         options["devices"] = sinks
     with tracing_to(trace_file) as hook:
         opening = _open(address, sinks, {**options, "trace": hook})
-        work = partial(_receive, let_work=partial(let_work, sinks if runs else {}))
-        return MigrationCommand(opening, work, as_json, quiet).run()
+        command = MigrationCommand(opening, _receive, as_json, quiet)
+        if runs:
+            command.after = lambda _: let_work(sinks)
+        return command.run()
 
 
 @asynccontextmanager
@@ -103,13 +104,10 @@ async def _open(
         yield incoming
 
 
-async def _receive(
-    incoming: Incoming, *, let_work: Callable[[], Awaitable[None]]
-) -> None:
+async def _receive(incoming: Incoming) -> None:
     for address in incoming.addresses:
         click.echo(f"listening on {plain(address)}", err=True)
     await incoming.wait_complete()
-    await let_work()
 
 
 def _sinks(devices: Sequence[tuple[str, StateSink]], into: Path | None) -> Sinks:

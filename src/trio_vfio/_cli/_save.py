@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import click
 
 from .._device import SnapshotDirectory
 from ._devices import SOURCE_HELP, SOURCES, DeviceType, MakeSource, SourceOptions
+from ._kernel_devices import Sources, opened
 from ._local import LocalMigration, LocalOptions, open_local
 from ._migration import MigrationCommand, migration_options, precopy_options
 from ._options import json_option, traceback_option
@@ -66,11 +69,18 @@ def save(
             trace=hook,
         )
         how = SourceOptions(precopy_bytes=precopy, run_on=run_on)
-        opening = open_local(
-            {(idstr, 0): device(how)},
-            snapshot,
-            options,
-            before_shut=snapshot.write_manifest,
-        )
+        opening = _open({(idstr, 0): device(how)}, snapshot, options)
         work = LocalMigration.wait_ended
         return MigrationCommand(opening, work, as_json, quiet).run()
+
+
+@asynccontextmanager
+async def _open(
+    sources: Sources, snapshot: SnapshotDirectory, options: LocalOptions
+) -> AsyncGenerator[LocalMigration]:
+    written = snapshot.write_manifest
+    async with (
+        opened(sources),
+        open_local(sources, snapshot, options, before_shut=written) as local,
+    ):
+        yield local

@@ -12,9 +12,10 @@ from typing import Any
 
 import click
 
-from .. import Outgoing, StateSource, open_outgoing
+from .. import Outgoing, open_outgoing
 from .._device import SnapshotDirectory
 from ._devices import SOURCE_HELP, SOURCES, MakeSource, NamedDeviceType, SourceOptions
+from ._kernel_devices import Sources, opened
 from ._migration import (
     MigrationCommand,
     connection_options,
@@ -134,24 +135,24 @@ async def _send(outgoing: Outgoing, *, max_rounds: int, downtime: float) -> None
 @asynccontextmanager
 async def _open(
     address: str,
-    named: Mapping[str, StateSource],
+    named: Sources,
     snapshot: Path | None,
     options: Mapping[str, Any],
 ) -> AsyncGenerator[Outgoing]:
-    sources: Any = named
+    sources = named
     if snapshot is not None:
         sources = await SnapshotDirectory(snapshot).sources()
-    async with open_outgoing(address, sources, **options) as outgoing:
+    async with opened(named), open_outgoing(address, sources, **options) as outgoing:
         yield outgoing
 
 
 def _named(
     devices: Sequence[tuple[str, MakeSource]], snapshot: Path | None, precopy: int
-) -> dict[str, StateSource]:
+) -> Sources:
     if (snapshot is None) == (not devices):
         raise click.UsageError("give either --device, once or more, or --from.")
     how = SourceOptions(precopy_bytes=precopy)
-    sources = {idstr: make(how) for idstr, make in devices}
+    sources = {(idstr, 0): make(how) for idstr, make in devices}
     if len(sources) < len(devices):
         raise click.UsageError("two --device of one name.")
     return sources

@@ -15,4 +15,6 @@ from ._kernel_source import KernelSource as KernelSource
 from ._null import NullDevice as NullDevice
 from ._null_source import NullSource as NullSource
 from ._snapshot import SnapshotDirectory as SnapshotDirectory
+from ._vfio._locate import sysfs_path as sysfs_path
+from ._vfio._open import Through as Through
 from ._vfio._probe import KernelDeviceInfo as KernelDeviceInfo

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import Final, final
+from typing import Final, Protocol, final
 
 import attrs
 import trio
@@ -41,10 +41,11 @@ class KernelDevice(trio.abc.AsyncResource):
     applied, for interrupts and bus mastering are the business of whoever owns the
     guest.
 
-    After `finish` the device stands still (STOP) and stays open: most drivers reset
-    a device that is closed. `run`, or `run_devices` for several, lets it work;
-    `aclose`, or the end of an ``async with`` block, closes it. A device that was
-    given as a descriptor stays its owner's to close.
+    After `finish` the device stands still (STOP) and stays open. `run`, or
+    `run_devices` for several, lets it work; `aclose`, or the end of an ``async with``
+    block, closes it. A PCI device is reset when it is closed, and so loses its state:
+    hand on its descriptor (`fileno`) before, or give the descriptor of a device that
+    you keep open. That stays yours to close.
 
     Every ioctl, read and write is made in a worker thread.
 
@@ -54,8 +55,8 @@ class KernelDevice(trio.abc.AsyncResource):
       through: ``"cdev"`` (with iommufd) or ``"group"`` (with a container); None:
         the first of these that the host offers. One process can open only one
         device of a group by way of the group.
-      check_config: whether registers that differ from the source's fail the
-        migration, as with QEMU.
+      check_config: whether registers that differ from the source's, and must not,
+        fail the migration. A QEMU compares more of them.
     """
 
     _where: str | int = attrs.field(alias="where")
@@ -86,9 +87,10 @@ class KernelDevice(trio.abc.AsyncResource):
         return self._host.device.fd
 
     async def open(self) -> None:
-        """Open the device now, and not only in `begin`. Changes nothing of it.
+        """Open the device now, and not only in `begin`.
 
-        If this fails, the device is closed. If cancelled, it is open or not.
+        A PCI device is reset by that. If this fails, the device is closed. If
+        cancelled, it is open or not.
 
         Raises:
           ValueError: if it cannot be a device.
@@ -118,7 +120,8 @@ class KernelDevice(trio.abc.AsyncResource):
 
         Raises:
           OSError: if the device refuses a write, or accepts nothing of it; the text
-            says how much of the buffer it took. ECANCELED if it was aborted.
+            says how much of the buffer it took. ECANCELED if it was aborted, EBADF if
+            it was not begun.
         """
         await self._worker.run(self._write, buffers)
 
@@ -131,7 +134,8 @@ class KernelDevice(trio.abc.AsyncResource):
         Raises:
           PeerProtocolError: if it is not the config of a PCI device.
           OSError: (EINVAL) if the source's device was another one: names each
-            register, with where it is in the config space.
+            register, with where it is in the config space. EIO, EBADF or another if
+            those of this device cannot be read.
         """
         await self._worker.run(self._load_config, blob)
 
@@ -214,7 +218,7 @@ class KernelDevice(trio.abc.AsyncResource):
 
     def _load_config(self, blob: bytes) -> None:
         device = self._host.device
-        if not blob or not device.info().is_pci:
+        if not blob or not device.is_pci():
             return
         config = ConfigBlob.decode_untrusted(blob)
         here = device.config_space().ljust(_LEAST_CONFIG_SPACE, b"\0")
@@ -239,7 +243,8 @@ class KernelDevice(trio.abc.AsyncResource):
             raise OSError(error.errno, text, where) from error
 
     def _reset(self) -> None:
-        self._host.device.reset()
+        with self._host.borrowed() as device:
+            device.reset()
 
     def _discard(self) -> None:
         if not self._host.is_open:
@@ -250,7 +255,19 @@ class KernelDevice(trio.abc.AsyncResource):
             self._host.close()
 
 
-async def run_devices(devices: Iterable[KernelDevice]) -> None:
+class Runs(Protocol):
+    """A device that can be let work in two steps, as `KernelDevice`."""
+
+    async def run_p2p(self) -> None:
+        """Work and answer other devices, but begin no access to one."""
+        ...
+
+    async def run(self) -> None:
+        """Work."""
+        ...
+
+
+async def run_devices(devices: Iterable[Runs]) -> None:
     """Let several devices work that may access each other, after their `finish`.
 
     None of them begins an access to another before all can answer: first all go to
@@ -260,7 +277,7 @@ async def run_devices(devices: Iterable[KernelDevice]) -> None:
     QEMU: ``vfio_vmstate_change_prepare`` and ``vfio_vmstate_change``.
 
     Raises:
-      ExceptionGroup: of an `OSError` for each device that refuses or is not open.
+      ExceptionGroup: of what each raises that refuses: an `OSError`.
     """
     together = tuple(devices)
     async with trio.open_nursery() as nursery:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Final, final
 
 import attrs
+import trio
 
 from .._wire._config_blob import ConfigBlob
 from ._port import Pending
@@ -35,15 +36,20 @@ _STANDS_STILL: Final = frozenset({_S.STOP, _S.STOP_COPY})
 
 @final
 @attrs.define(eq=False)
-class KernelSource:
+class KernelSource(trio.abc.AsyncResource):
     """A source that is a VFIO device of this host.
 
     A device that runs gives data while it does (PRE_COPY), if its driver can do
     that. A device that already stands still is saved as it stands, and stands still
-    again if that fails.
+    again if that fails. A PCI device is reset when it is opened: one with a state
+    worth saving is open already, and given by its descriptor.
 
     The config blob is built from the device's registers, in the form in which a QEMU
-    takes it; empty for a device that is not a PCI device.
+    takes it (tried with a device that has no capabilities); empty for a device that
+    is not a PCI device.
+
+    `finish` and `abort` close the device; so does `aclose`, or the end of an ``async
+    with`` block, as it is. Several devices go back to work one by one.
 
     Every ioctl and read is made in a worker thread.
 
@@ -73,10 +79,10 @@ class KernelSource:
         self._host = HostDevice(self._where, self._through)
 
     async def open(self) -> None:
-        """Open the device now, and not only in `begin`. Changes nothing of it.
+        """Open the device now, and not only in `begin`.
 
-        It is closed by `finish` and `abort`, so one of them has to follow. If this
-        fails, the device is closed. If cancelled, it is open or not.
+        A PCI device is reset by that. If this fails, the device is closed. If
+        cancelled, it is open or not.
 
         Raises:
           ValueError: if it cannot be a device.
@@ -140,13 +146,13 @@ class KernelSource:
         Raises:
           OSError: if the device refuses.
         """
-        await self._worker.run(self._go, _S.STOP_COPY)
+        await self._worker.run(self._stop)
 
     async def config(self) -> bytes:
         """Build the config blob from the registers as they stand.
 
         Raises:
-          OSError: if they cannot be read.
+          OSError: if they cannot be read, or are no PCI device's (EPROTO).
         """
         return await self._worker.run(self._config)
 
@@ -179,6 +185,16 @@ class KernelSource:
                 await self._worker.run_abort(self._interrupt)
             await self._worker.wait_idle()
         await self._worker.run_abort(self._leave, self._was)
+
+    async def aclose(self) -> None:
+        """Close the device as it is, if it is open.
+
+        If cancelled, it is closed all the same.
+        """
+        with trio.CancelScope(shield=True):
+            await self._worker.wait_idle()
+            await self._worker.run_abort(self._host.close)
+        await trio.lowlevel.checkpoint_if_cancelled()
 
     # What follows runs in worker threads.
 
@@ -227,18 +243,22 @@ class KernelSource:
         if self._was is _S.RUNNING and transitions.can(state):
             transitions.to(state)
 
-    def _go(self, state: MigrationState) -> None:
-        self._host.transitions.to(state)
+    def _stop(self) -> None:
+        self._host.transitions.to(_S.STOP_COPY)
 
     def _config(self) -> bytes:
         device = self._host.device
-        if not device.info().is_pci:
+        if not device.is_pci():
             return b""
-        return ConfigBlob.build(device.config_space()).encode()
+        try:
+            return ConfigBlob.build(device.config_space()).encode()
+        except ValueError as error:
+            raise OSError(errno.EPROTO, str(error)) from error
 
     def _interrupt(self) -> None:
         if self._was is not None:
-            self._host.device.set_state(self._was)
+            with self._host.borrowed() as device:
+                device.set_state(self._was)
 
     def _leave(self, state: MigrationState | None) -> None:
         try:

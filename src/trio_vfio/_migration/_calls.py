@@ -12,7 +12,7 @@ from typing import Final, NoReturn, ParamSpec, Protocol, TypeVar, cast, final
 import attrs
 import trio
 
-from .._errors import DeviceError, describe, device_name
+from .._errors import DeviceError, PeerProtocolError, describe, device_name
 from ._activity import Activity
 from ._position import Position
 from ._stop import Stop, log, split_cancelled
@@ -94,6 +94,7 @@ class DeviceCalls:
         Raises:
           DeviceError: if it fails, unless the device was aborted: then that is
             why, and the cancel goes on.
+          PeerProtocolError: if that is what it raises.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         self.running = operation
@@ -146,6 +147,9 @@ class DeviceCalls:
         if self.aborted:
             log.info("%s: %s ended by abort: %s", self.name, operation, describe(rest))
             await trio.sleep_forever()
+        if isinstance(rest, PeerProtocolError):
+            # A device may look at what it is given, and the bytes are the peer's.
+            raise PeerProtocolError(f"{self.name}: {rest}") from rest
         moving = operation in ("write", "read")
         raise self.error(
             operation,

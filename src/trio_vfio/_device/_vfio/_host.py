@@ -1,12 +1,14 @@
 """A kernel device on this host, from its opening to its closing.
 
 What the two roles of a device in a migration have in common. All of it blocks, and
-is for worker threads, one at a time.
+is for worker threads, one at a time, but for `borrowed`.
 """
 
 from __future__ import annotations
 
 import errno
+import os
+import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import final
@@ -19,6 +21,14 @@ from ._states import MigrationFlags
 from ._transitions import Transitions
 
 
+@attrs.frozen
+class _Open:
+    """What there is while the device is open."""
+
+    device: OpenDevice
+    transitions: Transitions
+
+
 @final
 @attrs.define(eq=False)
 class HostDevice:
@@ -26,24 +36,24 @@ class HostDevice:
 
     where: str | int
     through: Through | None
-    _opened: OpenDevice | None = attrs.field(default=None, init=False)
-    _transitions: Transitions | None = attrs.field(default=None, init=False)
+    flags: MigrationFlags | None = attrs.field(default=None, init=False)
+    """What it can do; None if it was never open."""
+    _open: _Open | None = attrs.field(default=None, init=False)
+    _closing: threading.Lock = attrs.field(factory=threading.Lock, init=False)
 
     @property
     def is_open(self) -> bool:
         """Whether it is open."""
-        return self._opened is not None
+        return self._open is not None
 
     @property
     def device(self) -> DeviceFd:
-        """The device, which is open.
+        """The device.
 
         Raises:
-          OSError: (EBADF) if it is not.
+          OSError: (EBADF) if it is not open.
         """
-        if self._opened is None:
-            raise OSError(errno.EBADF, "the device is not open", str(self.where))
-        return self._opened.device
+        return self._opened.device.device
 
     @property
     def transitions(self) -> Transitions:
@@ -52,14 +62,7 @@ class HostDevice:
         Raises:
           OSError: (EBADF) if it is not open.
         """
-        if self._transitions is None:
-            raise OSError(errno.EBADF, "the device is not open", str(self.where))
-        return self._transitions
-
-    @property
-    def flags(self) -> MigrationFlags | None:
-        """What it can do; None if it was never open."""
-        return None if self._transitions is None else self._transitions.flags
+        return self._opened.transitions
 
     def open(self) -> None:
         """Open it, if it is not open. If this fails, it is closed.
@@ -72,12 +75,11 @@ class HostDevice:
             return
         opened = open_device(self.where, self.through)
         try:
-            flags = migration_flags(opened.device)
+            self.flags = migration_flags(opened.device)
         except BaseException:
             opened.close()
             raise
-        self._opened = opened
-        self._transitions = Transitions(opened.device, flags)
+        self._open = _Open(opened, Transitions(opened.device, self.flags))
 
     @contextmanager
     def prepare(self, undo: Callable[[], None]) -> Generator[Transitions]:
@@ -99,12 +101,35 @@ class HostDevice:
             self.close()
             raise OSError(error.errno, text) from error
 
+    @contextmanager
+    def borrowed(self) -> Generator[DeviceFd]:
+        """Have the device for a call beside another one, which may close it.
+
+        The descriptor is one more, so that it cannot be another file's meanwhile.
+
+        Raises:
+          OSError: (EBADF) if it is not open.
+        """
+        with self._closing:
+            fd = os.dup(self.device.fd)
+        try:
+            yield DeviceFd(fd)
+        finally:
+            os.close(fd)
+
     def close(self) -> None:
         """Close it, as it is, with its data_fd; do nothing if it is not open."""
-        opened, self._opened = self._opened, None
+        with self._closing:
+            opened, self._open = self._open, None
         if opened is not None:
-            self.transitions.close_data_fd()
-            opened.close()
+            opened.transitions.close_data_fd()
+            opened.device.close()
+
+    @property
+    def _opened(self) -> _Open:
+        if self._open is None:
+            raise OSError(errno.EBADF, "the device is not open", str(self.where))
+        return self._open
 
 
 def migration_flags(device: DeviceFd) -> MigrationFlags:

@@ -44,18 +44,6 @@ def naming(call: str, hints: Mapping[int, str] = _NO_HINTS) -> Generator[None]:
 
 
 @attrs.frozen
-class DeviceInfo:
-    """What a device is. Kernel: ``struct vfio_device_info``."""
-
-    flags: int
-
-    @property
-    def is_pci(self) -> bool:
-        """Whether it has a PCI config space."""
-        return bool(self.flags & _uapi.VFIO_DEVICE_FLAGS_PCI)
-
-
-@attrs.frozen
 class PrecopyInfo:
     """What can be read before the device stops, in bytes; both are guesses."""
 
@@ -70,15 +58,16 @@ class DeviceFd:
 
     fd: int
 
-    def info(self) -> DeviceInfo:
-        """Return what it is (VFIO_DEVICE_GET_INFO).
+    def is_pci(self) -> bool:
+        """Return whether it has a PCI config space (VFIO_DEVICE_GET_INFO).
 
         Raises:
           OSError: if it is no VFIO device.
         """
         raw = _uapi.DEVICE_INFO.encode()
         self._ioctl("VFIO_DEVICE_GET_INFO", _uapi.VFIO_DEVICE_GET_INFO, raw)
-        return DeviceInfo(_uapi.DEVICE_INFO.decode(raw)["flags"])
+        flags = _uapi.DEVICE_INFO.decode(raw)["flags"]
+        return bool(flags & _uapi.VFIO_DEVICE_FLAGS_PCI)
 
     def config_space(self) -> bytes:
         """Return the PCI config space as the guest sees it, up to 4096 bytes.

@@ -25,6 +25,7 @@ _PCI_DEVICES: Final = "sys/bus/pci/devices"
 _MDEV_DEVICES: Final = "sys/bus/mdev/devices"
 _CDEV_CLASS: Final = "sys/class/vfio-dev"
 _DEVICE_FILES: Final = "dev/vfio"
+_CDEV_FILES: Final = Path("/dev/vfio/devices")
 
 
 @final
@@ -113,7 +114,7 @@ def sysfs_path(where: str) -> str:
     if _UUID.fullmatch(where):
         return f"{_MDEV_DEVICES}/{where.lower()}"
     path = Path(where)
-    if path.is_absolute() and _CDEV.fullmatch(path.name):
+    if path.parent == _CDEV_FILES and _CDEV.fullmatch(path.name):
         return f"{_CDEV_CLASS}/{path.name}/device"
     raise ValueError(
         f"{where!r} is no PCI address, no UUID of a mediated device and no"

@@ -34,6 +34,9 @@ _IOMMUS: Final = {
 }
 _NO_IOMMU: Final = {_uapi.VFIO_NOIOMMU_IOMMU: "no-IOMMU"}
 
+# Drivers of devices that do no DMA, which may stay where they are.
+_HARMLESS: Final = ("pcieport", "pci-stub")
+
 _IN_USE: Final = "it is in use, here or by another process"
 _OPEN_HINTS: Final = {
     errno.EBUSY: _IN_USE,
@@ -49,8 +52,6 @@ class OpenDevice:
     """A VFIO device that is open, and all that keeps it so."""
 
     device: DeviceFd
-    through: Through | None
-    """How it was opened; None if that was somebody else."""
     _fds: ExitStack = attrs.field(alias="fds")
 
     def close(self) -> None:
@@ -76,20 +77,26 @@ def open_device(
     """
     if isinstance(where, int):
         device = DeviceFd(where)
-        device.info()
-        return OpenDevice(device, None, ExitStack())
+        # Whether it is one.
+        device.is_pci()
+        return OpenDevice(device, ExitStack())
     located = where if isinstance(where, Located) else locate(where)
     way = through or default_way(located)
     with ExitStack() as stack:
         opens = _open_cdev if way == "cdev" else _open_group
         device = opens(located, stack)
-        return OpenDevice(device, way, stack.pop_all())
+        return OpenDevice(device, stack.pop_all())
 
 
 def default_way(located: Located) -> Through:
-    """Return which way a device is opened if nobody chooses one."""
-    has_iommufd = (located.root / _IOMMUFD.relative_to("/")).exists()
-    return "cdev" if has_iommufd and located.cdev_file is not None else "group"
+    """Return which way a device is opened if nobody chooses one.
+
+    That is by cdev if we may use all that it takes, or if there is no group.
+    """
+    files = (located.root / _IOMMUFD.relative_to("/"), located.cdev_file)
+    if all(file is not None and os.access(file, os.R_OK | os.W_OK) for file in files):
+        return "cdev"
+    return "cdev" if located.group_file is None and located.cdev_file else "group"
 
 
 def _open_cdev(located: Located, stack: ExitStack) -> DeviceFd:
@@ -98,7 +105,10 @@ def _open_cdev(located: Located, stack: ExitStack) -> DeviceFd:
         raise _not_there(located, "no file in /dev/vfio/devices")
     iommufd = _open(_IOMMUFD, stack)
     fd = _open(file, stack)
-    with naming("VFIO_DEVICE_BIND_IOMMUFD", _BIND_HINTS):
+    hints = _BIND_HINTS
+    if in_the_way(located):
+        hints = dict.fromkeys((errno.EPERM, *_BIND_HINTS), not_viable(located))
+    with naming("VFIO_DEVICE_BIND_IOMMUFD", hints):
         bind = _uapi.BIND_IOMMUFD.encode(iommufd=iommufd)
         fcntl.ioctl(fd, _uapi.VFIO_DEVICE_BIND_IOMMUFD, bind)
     with naming("IOMMU_IOAS_ALLOC"):
@@ -146,15 +156,20 @@ def _check_viable(group: int, located: Located) -> None:
 
 def not_viable(located: Located) -> str:
     """Say why the group of a device cannot be used."""
-    others = ", ".join(
-        f"{other.name} ({other.driver})"
-        for other in located.others_in_group()
-        if other.driver is not None and not other.has_vfio_driver
-    )
+    others = ", ".join(in_the_way(located)) or "one of them is not"
     return (
         f"group {located.group} is not viable: bind all of its devices to a driver"
-        f" for VFIO, or unbind them: {others or 'one of them is not'}"
+        f" for VFIO, or unbind them: {others}"
     )
+
+
+def in_the_way(located: Located) -> list[str]:
+    """Name the devices because of which a device cannot be used, with their drivers."""
+    return [
+        f"{other.name} ({other.driver})"
+        for other in located.others_in_group()
+        if other.driver not in (None, *_HARMLESS) and not other.has_vfio_driver
+    ]
 
 
 def _set_iommu(container: int, kinds: Mapping[int, str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, final
 
@@ -12,7 +13,7 @@ import attrs
 
 from ._host import migration_flags
 from ._locate import Located
-from ._open import default_way, open_device
+from ._open import in_the_way, not_viable, open_device
 from ._states import MigrationFlags
 
 _PROC: Final = Path("/proc")
@@ -36,8 +37,9 @@ class KernelDeviceInfo:
     """The file of its group, as ``/dev/vfio/12``; None if there is none."""
     cdev: str | None
     """The file of its own, as ``/dev/vfio/devices/vfio0``; None if there is none."""
-    migration: tuple[str, ...] = ()
-    """What it can do: ``STOP_COPY``, ``P2P``, ``PRE_COPY``."""
+    migration: tuple[str, ...] | None = None
+    """What it can do: ``STOP_COPY``, ``P2P``, ``PRE_COPY``; empty if it cannot be
+    migrated, None if it could not be asked."""
     state: str | None = None
     """The migration state it is in, as ``RUNNING``."""
     stop_copy_bytes: int | None = None
@@ -62,7 +64,7 @@ def probe(located: Located) -> KernelDeviceInfo:
         cdev=_text(located.cdev_file),
     )
     try:
-        opened = open_device(located, default_way(located))
+        opened = open_device(located)
     except OSError as error:
         problem, advice = f"{error.strerror}", _advice(error, located)
         return attrs.evolve(info, problem=problem, advice=advice)
@@ -75,8 +77,10 @@ def probe(located: Located) -> KernelDeviceInfo:
             stop_copy_bytes=opened.device.stop_copy_bytes(),
         )
     except OSError as error:
-        advice = _NO_MIGRATION if error.errno == errno.ENOTTY else None
-        return attrs.evolve(info, problem=f"{error.strerror}", advice=advice)
+        problem = f"{error.strerror}"
+        if error.errno != errno.ENOTTY:
+            return attrs.evolve(info, problem=problem)
+        return attrs.evolve(info, problem=problem, advice=_NO_MIGRATION, migration=())
     finally:
         opened.close()
 
@@ -86,8 +90,9 @@ def _advice(error: OSError, located: Located) -> str | None:
     files = [file for file in (located.group_file, located.cdev_file) if file]
     match error.errno:
         case errno.EACCES:
-            names = " ".join(map(str, files))
-            return f"run as root, or give its files to this user: chown USER {names}"
+            return "run as root, or let this user read and write that file"
+        case errno.EPERM | errno.EBUSY | errno.EINVAL if in_the_way(located):
+            return not_viable(located)
         case errno.EBUSY | errno.EINVAL:
             found = ", ".join(_holders(files))
             return f"end what uses it: {found or 'some process'}"
@@ -101,14 +106,18 @@ def _holders(files: list[Path]) -> Iterator[str]:
     """Find the processes that have one of *files* open, as far as we may look."""
     wanted = set(map(str, files))
     for process in _PROC.glob("[0-9]*"):
-        try:
-            links = {os.readlink(fd) for fd in (process / "fd").iterdir()}
-            if links & wanted:
+        # What ended or was closed meanwhile, or is somebody else's, is passed over.
+        with suppress(OSError):
+            if any(_target(fd) in wanted for fd in (process / "fd").iterdir()):
                 name = (process / "comm").read_text().strip()
                 yield f"{name} (process {process.name})"
-        except OSError:
-            # It ended meanwhile, or is somebody else's.
-            continue
+
+
+def _target(fd: Path) -> str | None:
+    try:
+        return os.readlink(fd)
+    except OSError:
+        return None
 
 
 def _text(path: Path | None) -> str | None:

@@ -61,21 +61,11 @@ class Transitions:
         Raises:
           OSError: if the device does not get there; the text says where it is.
         """
-        start = self.device.state()
         try:
-            steps = path(start, target, self.flags)
-        except ValueError as error:
-            raise OSError(errno.EINVAL, str(error)) from error
-        if not steps:
-            return
-        try:
-            data_fd = self.device.set_state(target)
+            self._go(target)
         except OSError as error:
             self.close_data_fd()
             raise OSError(error.errno, self._and_now(error)) from error
-        if not keeps_data_fd(start, steps):
-            self.close_data_fd()
-        self._take(data_fd, target, wanted=opens_data_fd(start, steps))
 
     def restore(self, state: MigrationState) -> None:
         """Go back to *state*, as if nothing had been.
@@ -114,12 +104,24 @@ class Transitions:
         if fd is not None:
             os.close(fd)
 
+    def _go(self, target: MigrationState) -> None:
+        start = self.device.state()
+        try:
+            steps = path(start, target, self.flags)
+        except ValueError as error:
+            raise OSError(errno.EINVAL, str(error)) from error
+        if not steps:
+            return
+        data_fd = self.device.set_state(target)
+        if not keeps_data_fd(start, steps):
+            self.close_data_fd()
+        self._take(data_fd, target, wanted=opens_data_fd(start, steps))
+
     def _take(self, fd: int | None, target: MigrationState, *, wanted: bool) -> None:
         """Keep the data_fd that came with *target*."""
         if (fd is not None) is not wanted:
             if fd is not None:
                 os.close(fd)
-            self.close_data_fd()
             what = "no data_fd" if wanted else "a data_fd that does not belong to it"
             raise OSError(errno.EPROTO, f"{target.name} came with {what}")
         if fd is not None:

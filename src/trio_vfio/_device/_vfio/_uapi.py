@@ -6,13 +6,17 @@ all of it with the headers, where there are some.
 
 from __future__ import annotations
 
+import platform
 import struct
 from typing import Final, final
 
 import attrs
 
-# _IO(';', 100 + n): no size and no direction is coded in.
-_BASE: Final = 0x3B64
+# _IO(';', n): no size is coded in, and no direction; but on some machines that, too,
+# has a number.
+_SAYS_NO_DIRECTION: Final = ("alpha", "mips", "ppc", "sparc")
+_IO: Final = 0x3B00 | (platform.machine().startswith(_SAYS_NO_DIRECTION) << 29)
+_BASE: Final = _IO + 100
 
 # On a container.
 VFIO_GET_API_VERSION: Final = _BASE
@@ -36,7 +40,7 @@ VFIO_DEVICE_ATTACH_IOMMUFD_PT: Final = _BASE + 19
 VFIO_MIG_GET_PRECOPY_INFO: Final = _BASE + 21
 
 # On /dev/iommu.
-IOMMU_IOAS_ALLOC: Final = 0x3B81
+IOMMU_IOAS_ALLOC: Final = _IO + 0x81
 
 VFIO_API_VERSION: Final = 0
 
@@ -47,7 +51,6 @@ VFIO_NOIOMMU_IOMMU: Final = 8
 
 VFIO_GROUP_FLAGS_VIABLE: Final = 1 << 0
 
-VFIO_DEVICE_FLAGS_RESET: Final = 1 << 0
 VFIO_DEVICE_FLAGS_PCI: Final = 1 << 1
 
 VFIO_PCI_CONFIG_REGION_INDEX: Final = 7
