@@ -10,13 +10,16 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import trio
 
 from trio_vfio._capture._player import play
 from trio_vfio._link._address import connect, parse_address
+
+_PATIENCE: Final = 3 if "TRIO_VFIO_VM" in os.environ else 1
+"""An emulated machine takes its time, above all while others work on the real one."""
 
 
 @attrs.define(eq=False)
@@ -51,7 +54,7 @@ class Running:
 
     async def address(self) -> str:
         """Wait until it listens."""
-        with trio.fail_after(20):
+        with trio.fail_after(20 * _PATIENCE):
             await self.said_something.wait()
         # On a busy machine there may be progress behind it.
         line = self.lines[0]
@@ -95,7 +98,7 @@ async def running(
         pass_fds=pass_fds,
         env={**os.environ, **env},
     )
-    with trio.fail_after(40):
+    with trio.fail_after(40 * _PATIENCE):
         async with trio.open_nursery() as nursery:
             running = Running(await nursery.start(start))
             nursery.start_soon(read, running)

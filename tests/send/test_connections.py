@@ -5,25 +5,31 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
+import uuid as uuids
 from pathlib import Path
 
 import pytest
 import trio
 import trustme
-from trio.testing import MockClock
+from trio.testing import MockClock, memory_stream_pair
 
 from trio_vfio import (
+    ConnectionLost,
     FdDevice,
+    MigrationFailed,
     MigrationResult,
     NullDevice,
     NullSource,
     open_incoming,
     open_outgoing,
 )
-from trio_vfio._link._stream import keep_alive, send_some
+from trio_vfio._link._stream import keep_alive, receive_exactly, send_some
 from trio_vfio._send._buffers import BufferPool, Share
+from trio_vfio._wire._multifd import INITIAL_SIZE, InitialPacket
+from trio_vfio.testing import link
 
 A = "0000:00:04.0/vfio"
+UUID = uuids.UUID("00112233-4455-6677-8899-aabbccddeeff")
 MIB = 1 << 20
 
 
@@ -77,6 +83,46 @@ async def test_over_sockets(kind: str, return_path: bool, tmp_path: Path) -> Non
     assert sent.devices[0].sha256 == received.devices[0].sha256
     assert sent.devices[0].data_bytes == 3 * MIB + 1
     assert sent.channels == received.channels
+
+
+async def test_each_channel_says_which_it_is_before_the_next_is_opened(
+    autojump_clock: MockClock,
+) -> None:
+    """Over TLS a QEMU waits for that before it takes the next connection."""
+    taken: list[trio.abc.Stream] = []
+
+    async def connect() -> trio.abc.Stream:
+        if len(taken) > 1:
+            raw = await receive_exactly(taken[-1], INITIAL_SIZE)
+            initial = InitialPacket.decode_untrusted(raw)
+            assert (initial.uuid, initial.channel_id) == (UUID.bytes, len(taken) - 2)
+        here, there = memory_stream_pair()
+        taken.append(there)
+        return here
+
+    with trio.fail_after(1):
+        async with open_outgoing(connect, {A: NullSource()}, channels=3, uuid=UUID):
+            assert len(taken) == 4
+
+
+async def test_a_channel_that_is_refused_at_once(autojump_clock: MockClock) -> None:
+    """That is for the migration to find out, and to fail."""
+    here, there = link()
+
+    async def connect() -> trio.abc.Stream:
+        stream = await here()
+        accepted.append(await there[0].accept())
+        if len(accepted) > 1:
+            await trio.aclose_forcefully(accepted[-1])
+        return stream
+
+    accepted: list[trio.abc.Stream] = []
+    with pytest.raises(MigrationFailed) as failed:
+        async with open_outgoing(connect, {A: NullSource()}, channels=1) as outgoing:
+            await outgoing.migrate()
+    (error,) = failed.value.exceptions
+    assert isinstance(error, ConnectionLost)
+    assert error.channel == "channel 0"
 
 
 async def test_a_destination_that_is_not_trusted() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,13 @@ from .saved import Saved
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marks of these tests."""
     config.addinivalue_line("markers", "qemu_11: runs with QEMU 11.1, too")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give them time: all that they start has a deadline of its own, which is shorter."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.timeout(180))
 
 
 @pytest.fixture

@@ -47,9 +47,10 @@ class Credentials:
         context.verify_mode = ssl.CERT_REQUIRED
         return context
 
-    def client_context(self) -> ssl.SSLContext:
-        """Return what a source has."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        self.client_cert.configure_cert(context)
-        self.authority.configure_trust(context)
-        return context
+    def options(self, end: str) -> list[str]:
+        """Return the same for the command, as ``client`` or as ``server``."""
+        files = {"ca": "ca-cert", "cert": f"{end}-cert", "key": f"{end}-key"}
+        options = [
+            f"--tls-{what}={self.directory / name}.pem" for what, name in files.items()
+        ]
+        return options + [f"--tls-hostname={HOSTNAME}"] * (end == "client")

@@ -1,4 +1,4 @@
-"""What it takes to play a capture to a real QEMU."""
+"""What it takes to play a capture to a real QEMU, or to send it something else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from ..captures_data import CaptureFiles
 from .checks import Mttys
 from .mtty import Mtty
-from .qemu import Setup
+from .qemu import Qemu, Setup
 
 
 def meta_of(files: CaptureFiles) -> dict[str, Any]:
@@ -40,3 +40,11 @@ def devices_for(files: CaptureFiles, mttys: Mttys) -> list[Mtty]:
     sizes = {device["data_bytes"] for device in files.expected["devices"]}
     (size,) = sizes
     return mttys(count=len(files.expected["devices"]), pad_kib=size // 1024)
+
+
+async def accept(destination: Qemu) -> None:
+    """Let the guest run, and then let go of the devices."""
+    assert await destination.wait_status("completed") == "completed"
+    await destination.cont()
+    assert await destination.run_state() == "running"
+    assert await destination.quit() == 0

@@ -27,19 +27,11 @@ from ..captures_data import COMPLETE, CaptureFiles
 from ..cli.processes import running
 from . import qemu
 from .checks import PAD_KIB, Mttys
-from .qemu import Qemu, Setup, idstr
-from .replay import devices_for, machine_of, meta_of, setup_of
+from .qemu import Setup, idstr
+from .replay import accept, devices_for, machine_of, meta_of, setup_of
 from .saved import Saved
 
 MACHINE: Final = qemu.FIRST_MULTIFD_MACHINE
-
-
-async def accept(destination: Qemu) -> None:
-    """Let the guest run, and then let go of the devices."""
-    assert await destination.wait_status("completed") == "completed"
-    await destination.cont()
-    assert await destination.run_state() == "running"
-    assert await destination.quit() == 0
 
 
 @pytest.mark.qemu_11

@@ -22,7 +22,6 @@ from trio_vfio import (
 from ..cli.processes import running
 from . import qemu
 from .checks import PAD_BUFFERS, PAD_KIB, Mttys, check_received, make_devices
-from .credentials import Credentials
 from .qemu import Setup, idstr
 from .receiving import migrate, receive
 from .sinks import SINKS, MakeSinks
@@ -168,16 +167,3 @@ async def test_multifd_transfer_that_a_machine_type_has_not(
                 await incoming.wait_complete()
         assert await source.wait_status() == "failed"
         await source.wait_running()
-
-
-@pytest.mark.qemu_11
-async def test_tls(mttys: Mttys, tmp_path: Path) -> None:
-    """With certificates on both sides, on every connection."""
-    devices = make_devices(mttys, pad_kib=PAD_KIB)
-    credentials = Credentials.make(tmp_path / "tls")
-    setup = Setup(channels=4, tls=credentials.directory)
-    async with qemu.source(devices, tmp_path, setup) as source:
-        result = await receive(
-            source, tmp_path, ssl_context=credentials.server_context()
-        )
-    check_received(result, devices, buffers=PAD_BUFFERS)

@@ -138,7 +138,7 @@ class Replay:
         async def connect_next() -> trio.abc.Stream:
             return _Gated(await connect(where), next(gates), self._said)
 
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await play(self.files.directory, connect_next)
 
     def _gates(self, channel: int) -> dict[int, str]:

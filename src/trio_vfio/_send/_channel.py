@@ -13,7 +13,7 @@ from .._link._tls import why_broken
 from .._migration._activity import Activity
 from .._result import ChannelResult
 from .._trace import Trace
-from .._wire._multifd import INITIAL_SIZE, InitialPacket
+from .._wire._multifd import INITIAL_SIZE
 from ._answers import Answers
 from ._device import Packet
 
@@ -29,8 +29,8 @@ class OutgoingChannel:
     activity: Activity
     trace: Trace
 
-    sent_bytes: int = attrs.field(default=0, init=False)
-    """How many have gone."""
+    sent_bytes: int = attrs.field(default=INITIAL_SIZE, init=False)
+    """How many have gone; the first have with the connection."""
     packets: int = attrs.field(default=0, init=False)
     ready: trio.Event = attrs.field(factory=trio.Event, init=False)
     """Set when it is about to wait for its first packet."""
@@ -48,16 +48,10 @@ class OutgoingChannel:
         """Return what has gone so far."""
         return ChannelResult(self.id, self.sent_bytes, self.packets, self.packets)
 
-    async def greet(self, uuid: bytes) -> None:
-        """Say which channel of which machine this is.
-
-        Raises:
-          ConnectionLost: if the connection breaks.
-        """
+    def begin(self) -> None:
+        """Say that it is open; the destination knows."""
         self.trace("multifd_new_send_channel_async", self.id)
-        await self._send([memoryview(InitialPacket(uuid, self.id).encode())])
         self.trace("multifd_send_thread_start", self.id)
-        assert self.sent_bytes == INITIAL_SIZE
 
     async def send(self, packets: trio.MemoryReceiveChannel[Packet]) -> None:
         """Send what comes out of *packets*, until no more comes.

@@ -10,7 +10,7 @@ import errno
 import math
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final, final
 
 import attrs
@@ -20,6 +20,7 @@ from .._deadlines import Deadlines
 from .._link._address import LOCALHOST, TcpAddress, connect, parse_address
 from .._link._stream import keep_alive
 from .._link._tls import NoTlsError, shake_hands
+from .._wire._multifd import InitialPacket
 
 Connect = Callable[[], Awaitable[trio.abc.Stream]]
 
@@ -40,11 +41,16 @@ async def connected(
     where: str | Connect,
     channels: int,
     *,
+    uuid: bytes,
     deadlines: Deadlines,
     ssl_context: ssl.SSLContext | None,
     server_hostname: str | None,
 ) -> AsyncGenerator[Connections]:
     """Open all connections, one after another, and close them in the end.
+
+    Each channel says which of which machine it is before the next is opened: over
+    TLS a QEMU waits for that before it takes another connection
+    (``multifd_recv_initial_packet``, which blocks).
 
     If this fails or is cancelled, those that were opened are closed.
 
@@ -62,7 +68,7 @@ async def connected(
         with trio.move_on_after(math.inf if seconds is None else seconds):
             # As QEMU: main is secure before any other is opened.
             main = await opening.open_one()
-            others = [await opening.open_one() for _ in range(channels)]
+            others = [await opening.open_channel(uuid, id_) for id_ in range(channels)]
             opened = Connections(main, tuple(others))
         if opened is None:
             text = f"no connection within {seconds:g} s"
@@ -109,6 +115,13 @@ class _Opening:
         except NoTlsError as error:
             raise OSError(errno.EPROTO, f"no TLS: {error}") from error.__cause__
         return secure
+
+    async def open_channel(self, uuid: bytes, id_: int) -> trio.abc.Stream:
+        stream = await self.open_one()
+        # If it broke, the migration finds that out, and has more to say of it.
+        with suppress(trio.BrokenResourceError):
+            await stream.send_all(InitialPacket(uuid, id_).encode())
+        return stream
 
 
 async def _close(stream: trio.abc.Stream) -> None:

@@ -188,7 +188,6 @@ async def open_outgoing(
     options = Options(
         sources=_named(devices),
         machine=_machine(machine),
-        uuid=bytes(16) if uuid is None else uuid.bytes,
         return_path=return_path,
         switchover_ack=switchover_ack,
         deadlines=deadlines,
@@ -202,6 +201,7 @@ async def open_outgoing(
     async with connected(
         where,
         count,
+        uuid=bytes(16) if uuid is None else uuid.bytes,
         deadlines=deadlines,
         ssl_context=ssl_context,
         server_hostname=server_hostname,

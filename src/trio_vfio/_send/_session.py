@@ -60,7 +60,6 @@ class Options:
 
     sources: dict[DeviceKey, StateSource]
     machine: str
-    uuid: bytes
     return_path: bool
     switchover_ack: bool
     deadlines: Deadlines
@@ -199,7 +198,7 @@ class Session(Migration):
 
     async def _greet(self) -> None:
         for channel in self._channels:
-            await channel.greet(self.options.uuid)
+            channel.begin()
             self.spawn(channel.watch)
         await self._main.begin()
         self._greeted.set()
