@@ -12,11 +12,6 @@ from .mtty import Mtty
 from .saved import Saved
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Register the marks of these tests."""
-    config.addinivalue_line("markers", "qemu_11: runs with QEMU 11.1, too")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give them time: all that they start has a deadline of its own, which is shorter."""
     for item in items:
