@@ -15,11 +15,9 @@ import attrs
 import trio
 
 from .._wire._config_blob import ConfigBlob
-from ._vfio._host import HostDevice
-from ._vfio._open import Through
+from ._on_host import OnHost
 from ._vfio._registers import differences
 from ._vfio._states import MigrationFlags, MigrationState
-from ._worker import Worker
 from ._writing import write_buffers
 
 # What a state can be written into without a reset before.
@@ -33,7 +31,7 @@ _LEAST_CONFIG_SPACE: Final = 256
 
 @final
 @attrs.define(eq=False)
-class KernelDevice(trio.abc.AsyncResource):
+class KernelDevice(OnHost):
     """A sink that is a VFIO device of this host.
 
     All data goes to the device, whose driver judges it in `finish`. The config blob
@@ -59,45 +57,17 @@ class KernelDevice(trio.abc.AsyncResource):
         fail the migration. A QEMU compares more of them.
     """
 
-    _where: str | int = attrs.field(alias="where")
-    _through: Through | None = attrs.field(default=None, kw_only=True, alias="through")
     check_config: bool = attrs.field(default=True, kw_only=True)
     """Whether registers that differ from the source's fail the migration."""
 
     config: ConfigBlob | None = attrs.field(default=None, init=False)
     """The config of the source's device, once it has come."""
-    _host: HostDevice = attrs.field(init=False)
-    _worker: Worker = attrs.field(factory=Worker, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._host = HostDevice(self._where, self._through)
 
     @property
     def precopy(self) -> bool | None:
         """Whether the device takes data before switchover; None before it is open."""
         flags = self._host.flags
         return None if flags is None else MigrationFlags.PRE_COPY in flags
-
-    def fileno(self) -> int:
-        """Return the device's descriptor, for whoever runs it after the migration.
-
-        Raises:
-          OSError: (EBADF) if it is not open.
-        """
-        return self._host.device.fd
-
-    async def open(self) -> None:
-        """Open the device now, and not only in `begin`.
-
-        A PCI device is reset by that. If this fails, the device is closed. If
-        cancelled, it is open or not.
-
-        Raises:
-          ValueError: if it cannot be a device.
-          OSError: if it cannot be opened; ENOTTY if its driver does not support
-            migration.
-        """
-        await self._worker.run(self._host.open)
 
     async def begin(self) -> None:
         """Open the device, if it is not open, and make it ready (RESUMING).
@@ -190,16 +160,6 @@ class KernelDevice(trio.abc.AsyncResource):
                 await self._worker.run_abort(self._reset)
             await self._worker.wait_idle()
         await self._worker.run_abort(self._discard)
-
-    async def aclose(self) -> None:
-        """Close the device as it is, if it is open.
-
-        If cancelled, it is closed all the same.
-        """
-        with trio.CancelScope(shield=True):
-            await self._worker.wait_idle()
-            await self._worker.run_abort(self._host.close)
-        await trio.lowlevel.checkpoint_if_cancelled()
 
     # What follows runs in worker threads.
 

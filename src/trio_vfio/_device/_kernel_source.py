@@ -12,16 +12,13 @@ from contextlib import suppress
 from typing import Final, final
 
 import attrs
-import trio
 
 from .._wire._config_blob import ConfigBlob
+from ._on_host import OnHost
 from ._port import Pending
 from ._reading import read_buffers
-from ._vfio._host import HostDevice
 from ._vfio._ioctl import precopy_info
-from ._vfio._open import Through
 from ._vfio._states import MigrationState
-from ._worker import Worker
 
 _S = MigrationState
 
@@ -36,7 +33,7 @@ _STANDS_STILL: Final = frozenset({_S.STOP, _S.STOP_COPY})
 
 @final
 @attrs.define(eq=False)
-class KernelSource(trio.abc.AsyncResource):
+class KernelSource(OnHost):
     """A source that is a VFIO device of this host.
 
     A device that runs gives data while it does (PRE_COPY), if its driver can do
@@ -65,31 +62,11 @@ class KernelSource(trio.abc.AsyncResource):
         of its state, and not for a migration.
     """
 
-    _where: str | int = attrs.field(alias="where")
-    _through: Through | None = attrs.field(default=None, kw_only=True, alias="through")
     _precopy: bool = attrs.field(default=True, kw_only=True, alias="precopy")
     _run_on: bool = attrs.field(default=False, kw_only=True, alias="run_on")
 
-    _host: HostDevice = attrs.field(init=False)
-    _worker: Worker = attrs.field(factory=Worker, init=False)
     _was: MigrationState | None = attrs.field(default=None, init=False)
     """The state to go back to; None while it is not known."""
-
-    def __attrs_post_init__(self) -> None:
-        self._host = HostDevice(self._where, self._through)
-
-    async def open(self) -> None:
-        """Open the device now, and not only in `begin`.
-
-        A PCI device is reset by that. If this fails, the device is closed. If
-        cancelled, it is open or not.
-
-        Raises:
-          ValueError: if it cannot be a device.
-          OSError: if it cannot be opened; ENOTTY if its driver does not support
-            migration.
-        """
-        await self._worker.run(self._host.open)
 
     async def begin(self) -> bool:
         """Open the device, if it is not open, and begin to save it (PRE_COPY).
@@ -185,16 +162,6 @@ class KernelSource(trio.abc.AsyncResource):
                 await self._worker.run_abort(self._interrupt)
             await self._worker.wait_idle()
         await self._worker.run_abort(self._leave, self._was)
-
-    async def aclose(self) -> None:
-        """Close the device as it is, if it is open.
-
-        If cancelled, it is closed all the same.
-        """
-        with trio.CancelScope(shield=True):
-            await self._worker.wait_idle()
-            await self._worker.run_abort(self._host.close)
-        await trio.lowlevel.checkpoint_if_cancelled()
 
     # What follows runs in worker threads.
 
