@@ -45,14 +45,23 @@ SAYS = {
 }
 
 
+def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run an example to its end."""
+    command = [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+# tests/vm/test_example.py runs it, where there are devices and QEMU.
+MOVE = "move_qemu_device.py"
+
+
 def test_every_example_is_here() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == set(SAYS)
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {*SAYS, MOVE}
 
 
 @pytest.mark.parametrize("name", SAYS)
 def test_example(name: str) -> None:
-    command = [sys.executable, "-W", "error", str(EXAMPLES / name)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    ran = run(name)
     assert (ran.returncode, ran.stderr) == (0, "")
     at = 0
     for line in SAYS[name]:
@@ -71,3 +80,24 @@ def test_an_interrupted_migration_lets_the_guest_run_on() -> None:
         process.send_signal(signal.SIGINT)
         said = process.stdout.readlines()
     assert said[-1] == "the guest runs on, here\n"
+
+
+def test_moving_takes_to_be_told_what() -> None:
+    ran = run(MOVE)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.startswith(f"usage: {MOVE} ")
+
+
+def test_moving_takes_a_guest(tmp_path: Path) -> None:
+    nothing = str(tmp_path / "qmp")
+    ran = run(
+        MOVE,
+        f"--source-qmp={nothing}",
+        f"--destination-qmp={nothing}",
+        f"--snapshot={tmp_path / 'snapshot'}",
+    )
+    assert (ran.returncode, ran.stderr) == (1, "")
+    (failed,) = ran.stdout.splitlines()
+    assert failed.startswith(f"failed: query-status at {nothing}: ")
+    assert failed.endswith("No such file or directory")
+    assert list(tmp_path.iterdir()) == []

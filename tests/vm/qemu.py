@@ -94,6 +94,11 @@ class Qemu:
     """Where its files are."""
     name: str
 
+    @property
+    def socket(self) -> Path:
+        """Where somebody else can talk to it, too."""
+        return self._file("qmp")
+
     async def migrate(self, address: str) -> None:
         """Begin to migrate to *address*. Returns at once."""
         await self.monitor.execute("migrate", uri=address)
@@ -136,6 +141,13 @@ class Qemu:
             if await self.run_state() == "running":
                 return
             await self.monitor.wait_event("RESUME", after=before)
+
+    async def wait_device_state(self, wanted: str, number: int = 0) -> None:
+        """Wait until QEMU has put a device into that state, as ``running``."""
+        while self.device_states(number)[-1:] != [wanted]:
+            await self.monitor.wait_event(
+                "VFIO_MIGRATION", after=len(self.monitor.events)
+            )
 
     async def cont(self) -> None:
         """Let the guest run."""
@@ -196,13 +208,21 @@ async def source(
 
 @asynccontextmanager
 async def destination(
-    devices: Sequence[Mtty], directory: Path, setup: Setup | None = None
+    devices: Sequence[Mtty],
+    directory: Path,
+    setup: Setup | None = None,
+    *,
+    runs: bool = False,
 ) -> AsyncGenerator[Qemu]:
     """Run a QEMU that will `listen` for a migration, until the block ends.
 
-    Its guest does not run before it is told to.
+    Args:
+      devices: see `source`.
+      directory: for its files.
+      runs: whether the guest runs as soon as it is there; else only when told to.
     """
-    options = ("-S", "-incoming", "defer")
+    options = () if runs else ("-S",)
+    options = (*options, "-incoming", "defer")
     async with _qemu("destination", devices, directory, setup, options) as qemu:
         yield qemu
 
@@ -266,6 +286,7 @@ def _arguments(
         *("-display", "none", "-vga", "none"),
         *("-name", name, "-chardev", f"socket,id=monitor,fd={monitor}"),
         *("-qmp", "chardev:monitor", "-D", f"{directory / name}.trace"),
+        *("-qmp", f"unix:{directory / name}.qmp,server=on,wait=off"),
     ]
     for pattern in setup.trace:
         words += ["-trace", pattern]

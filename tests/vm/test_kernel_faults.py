@@ -490,8 +490,8 @@ async def test_an_abort_during_a_blocked_read(mttys: Create) -> None:
 
 async def test_a_device_that_was_closed(mttys: Create) -> None:
     """Its number may be another file's by then, and is not used again."""
-    (device,) = mttys()
-    sink, source = KernelDevice(device.uuid), KernelSource(device.uuid)
+    a, b = mttys(count=2)
+    sink, source = KernelDevice(a.uuid), KernelSource(b.uuid)
     await sink.begin()
     await sink.aclose()
     await source.begin()
