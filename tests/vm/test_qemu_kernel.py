@@ -23,18 +23,11 @@ from .checks import (
 )
 from .moving import wait_written
 from .mtty import STATES
-from .qemu import FIRST_MULTIFD_MACHINE, Qemu, Setup, idstr
+from .qemu import FIRST_MULTIFD_MACHINE, Setup, idstr
 from .receiving import migrate, receive
+from .replay import accept
 
 SETUP = Setup(machine=FIRST_MULTIFD_MACHINE, channels=4)
-
-
-async def accept(destination: Qemu) -> None:
-    """Let the guest run, and then let go of the devices."""
-    assert await destination.wait_status("completed") == "completed"
-    await destination.cont()
-    assert await destination.run_state() == "running"
-    assert await destination.quit() == 0
 
 
 @pytest.mark.qemu_11
