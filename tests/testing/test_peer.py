@@ -127,8 +127,10 @@ async def test_a_connection_that_is_not_read_holds_up_no_other(
         assert peer.sent == {"main": 0, 0: 2}
         assert [await main.receive_some() for _ in range(3)] == [b"1234", b"5", b"6"]
         await main.send_all(b"answer")
-        await main.aclose()
         await channel.aclose()
+        # With the end of main it ends, and would not hear of the other.
+        await wait_all_tasks_blocked()
+        await main.aclose()
     assert peer.heard == {"main": b"answer", 0: b""}
     assert peer.ended == {"main": 12, 0: 12}
 
