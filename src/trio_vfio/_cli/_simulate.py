@@ -45,8 +45,10 @@ _LAST_EVENTS: Final = 8
 # Where there is no terminal, in seconds.
 _EVERY_LINE: Final = 10.0
 
-# For a scheduler to answer, and for a first worker to be there.
-_DASK_SECONDS: Final = 10
+# For a scheduler to answer; and for a first worker to be there, which may have to be
+# loaded from a cold disk.
+_SCHEDULER_SECONDS: Final = 10
+_WORKER_SECONDS: Final = 30
 
 
 class Seeds(click.ParamType[range]):
@@ -183,13 +185,13 @@ def _dask(address: str) -> Generator[Executor]:
         text = "--dask needs Dask: pip install 'trio-vfio[dask]'"
         raise click.ClickException(text) from error
     try:
-        client = distributed.Client(address, timeout=_DASK_SECONDS)
+        client = distributed.Client(address, timeout=_SCHEDULER_SECONDS)
     except OSError as error:
         text = f"no Dask scheduler at {address}: {error}"
         raise click.ClickException(text) from error
     with client:
         try:
-            client.wait_for_workers(1, timeout=_DASK_SECONDS)
+            client.wait_for_workers(1, timeout=_WORKER_SECONDS)
         except TimeoutError as error:
             text = f"the Dask scheduler at {address} has no workers"
             raise click.ClickException(text) from error
