@@ -12,6 +12,31 @@ from typing import Any, Protocol, runtime_checkable
 import attrs
 
 
+@runtime_checkable
+class Gathers(Protocol):
+    """What the iterator that `StateSink.write` is given can do besides.
+
+    It is for devices that write small buffers together, with one system call. Who
+    uses this does not iterate.
+    """
+
+    def gather(self, most: int) -> list[memoryview]:
+        """Return what is to be written next, in order; nothing at the end.
+
+        That is what is left of the buffer that is partly written, or else the next
+        one, and as many behind it as make no more than *most* bytes together.
+        """
+        ...
+
+    def written(self, count: int) -> None:
+        """Take note that *count* bytes more are written, of what `gather` gave."""
+        ...
+
+    def partly(self) -> tuple[int, int]:
+        """How much is written of the buffer that comes next, and its size, in bytes."""
+        ...
+
+
 class StateSink(Protocol):
     """A device that takes migration state.
 
@@ -53,7 +78,7 @@ class StateSink(Protocol):
         Asking for the next one says that the last one is written. The iterator
         ends early when the session stops; the call then just returns. It may be
         walked from a worker thread. Each view is valid only until the next one
-        is asked for.
+        is asked for: then its memory takes other data. It `Gathers`, too.
         """
         ...
 

@@ -6,8 +6,18 @@ import errno
 import os
 import select
 from collections.abc import Callable, Iterator
+from typing import Final, final
 
+import attrs
+
+from ._port import Gathers
 from ._waiting import wait_ready, with_progress
+
+AT_ONCE: Final = 1024 * 1024
+"""Bytes of small buffers that go with one system call.
+
+As much as QEMU writes with one, so that a cancel waits no longer for its end.
+"""
 
 
 def write_buffers(
@@ -15,37 +25,59 @@ def write_buffers(
 ) -> None:
     """Write all of *buffers* to *fd*, each of them whole before the next is asked for.
 
+    Where *buffers* can give several, small ones go together, up to 1 MiB.
+
     A descriptor that has no room is waited for, unless it is a blocking one:
     there it is the kernel that waits, and *check* is not called meanwhile.
 
     Args:
       check: called before each system call that may take long; what it raises
-        ends the writing. Part of the present buffer may be written then.
+        ends the writing. Part of what it was given may be written then.
 
     Raises:
       OSError: if a write fails or accepts nothing. The text says how much of
         the buffer was written before.
     """
-    for buffer in buffers:
-        _write_all(fd, buffer, check)
-
-
-def _write_all(fd: int, buffer: memoryview, check: Callable[[], None]) -> None:
-    done = 0
-    refused = False
-    while done < len(buffer):
+    run = buffers if isinstance(buffers, Gathers) else _OneByOne(buffers)
+    # Who has had no room once is asked first, which costs less than to be refused.
+    asks = refused = False
+    while batch := run.gather(AT_ONCE):
         check()
+        if asks and not refused:
+            wait_ready(fd, select.POLLOUT, check)
         try:
-            count = os.write(fd, buffer[done:])
+            count = os.writev(fd, batch)
         except BlockingIOError:
             wait_ready(fd, select.POLLOUT, check, again=refused)
-            refused = True
+            asks = refused = True
             continue
         except OSError as error:
-            raise with_progress(error, done, len(buffer)) from error
+            raise with_progress(error, *run.partly()) from error
         if count == 0:
             # Trying again, as QEMU 10 does, may go on for ever.
             nothing = OSError(errno.EIO, "the descriptor accepted 0 bytes")
-            raise with_progress(nothing, done, len(buffer))
-        done += count
+            raise with_progress(nothing, *run.partly())
+        run.written(count)
         refused = False
+
+
+@final
+@attrs.define(eq=False)
+class _OneByOne:
+    """What comes out of an iterator, one after another."""
+
+    _buffers: Iterator[memoryview]
+    _current: memoryview = attrs.field(factory=lambda: memoryview(b""), init=False)
+    _done: int = attrs.field(default=0, init=False)
+
+    def gather(self, _: int) -> list[memoryview]:
+        if self._done == len(self._current):
+            self._current = next(self._buffers, memoryview(b""))
+            self._done = 0
+        return [self._current[self._done :]] if self._current else []
+
+    def written(self, count: int) -> None:
+        self._done += count
+
+    def partly(self) -> tuple[int, int]:
+        return self._done, len(self._current)

@@ -31,10 +31,16 @@ class Activity:
     calls: int = attrs.field(default=0, init=False)
     """Device calls that are under way."""
     _last: float = attrs.field(default=0.0, init=False)
+    _clock: trio.abc.Clock = attrs.field(
+        factory=trio.lowlevel.current_clock, init=False
+    )
 
     def touch(self) -> None:
-        """Something has happened: bytes came, or a device call ended."""
-        self._last = trio.current_time()
+        """Something has happened: bytes came, or a device call ended.
+
+        May be said in any thread.
+        """
+        self._last = self._clock.current_time()
 
     def connection_came(self, *, is_main: bool) -> None:
         """A connection of a source is known for what it is."""

@@ -1,15 +1,19 @@
-"""One task per multifd channel: stream to decoder to router."""
+"""One multifd channel: stream to decoder to router, in a task and, for much, a thread."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import final
 
+import attrs
 import trio
 
 from .._errors import ConnectionLost, PeerProtocolError
-from .._link._stream import fill, plain_stream, receive_exactly
+from .._link._reader import Reader, SocketReader, reader
+from .._link._stream import plain_stream, receive_exactly
 from .._wire._channel_decoder import ChannelDecoder
 from .._wire._multifd import RamPacket, StateHeader, StatePacket
+from ._loader import PATIENCE
 from ._router import Channel, Router
 
 
@@ -36,7 +40,7 @@ async def receive_channel(
         # Read before the page size is known, a byte shows if the channel ends.
         if first := await _first_byte(stream):
             channel.decoder = ChannelDecoder(await page_size())
-            await _receive(stream, first, channel.decoder, channel, router)
+            await _Receiver(stream, channel, channel.decoder, router).receive(first)
     except PeerProtocolError as error:
         if error.channel is None and error.offset is not None:
             error.channel = channel.name
@@ -54,40 +58,93 @@ async def _first_byte(stream: trio.abc.Stream) -> bytes:
         return b""
 
 
-async def _receive(
-    stream: trio.abc.Stream,
-    first: bytes,
-    decoder: ChannelDecoder,
-    channel: Channel,
-    router: Router,
-) -> None:
-    decoder.buffers()[0][: len(first)] = first
-    decoder.received(len(first))
-    while True:
+@final
+@attrs.define(eq=False)
+class _Receiver:
+    """Receives one channel.
+
+    A task waits for its bytes, and for memory. As long as neither has to be waited
+    for, a plain socket is read in a thread: channels are then copied side by side,
+    and their packets do not wait for Trio's next turn.
+    """
+
+    _stream: trio.abc.Stream
+    _channel: Channel
+    _decoder: ChannelDecoder
+    _router: Router
+    _ended: bool = attrs.field(default=False, init=False)
+    _waiting: StateHeader | None = attrs.field(default=None, init=False)
+    """A header whose packet had to wait for memory."""
+    _limiter: trio.CapacityLimiter = attrs.field(
+        factory=lambda: trio.CapacityLimiter(1), init=False
+    )
+
+    async def receive(self, first: bytes) -> None:
+        """Take *first* and all that comes behind it."""
+        self._decoder.buffers()[0][: len(first)] = first
+        self._decoder.received(len(first))
+        source = reader(self._stream)
         try:
-            count = await fill(stream, decoder.buffers())
+            while not self._ended:
+                await self._receive_some(source)
+                if self._waiting is not None:
+                    await self._wait_for_memory(self._waiting)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            if decoder.inside_packet:
-                reason = f"broke inside a packet: {error}"
-                raise ConnectionLost(reason, channel=channel.name) from error
-            if plain_stream(stream) is not stream:
-                # Only the close alert tells an end from a cut, and QEMU sends it.
-                reason = "TLS ended without a close alert"
-                raise ConnectionLost(reason, channel=channel.name) from error
-            return
+            self._broke(error)
+
+    async def _receive_some(self, source: Reader) -> None:
+        if isinstance(source, SocketReader):
+            await source.wait()
+            await trio.to_thread.run_sync(
+                self._receive_much, source, limiter=self._limiter
+            )
+        else:
+            self._received(await source.fill(self._decoder.buffers()))
+
+    def _receive_much(self, source: SocketReader) -> None:
+        """Receive as long as there is something to receive, in a thread."""
+        with source.blocking():
+            while not self._ended and self._waiting is None:
+                trio.from_thread.check_cancelled()
+                if (count := source.fill(self._decoder.buffers())) is None:
+                    return
+                self._received(count, PATIENCE)
+
+    def _received(self, count: int, patience: float = 0.0) -> None:
+        """Take note of *count* bytes, 0 if there are no more. In any thread."""
         if not count:
-            decoder.received_eof()
+            self._decoder.received_eof()
+            self._ended = True
             return
-        router.activity.touch()
-        for event in decoder.received(count):
+        self._router.activity.touch()
+        for event in self._decoder.received(count):
             match event:
                 case StatePacket():
-                    await router.device(event.header).put(event)
+                    self._router.device(event.header).put(event)
                 case StateHeader():
-                    channel.packets += 1
-                    channel.device_state_packets += 1
-                    memory = await router.admit(channel, event)
-                    if (whole := decoder.accept(memory)) is not None:
-                        await router.device(event).put(whole)
+                    self._channel.packets += 1
+                    self._channel.device_state_packets += 1
+                    if (memory := self._router.admit_now(event, patience)) is None:
+                        self._waiting = event
+                    else:
+                        self._accept(event, memory)
                 case RamPacket():
-                    channel.packets += 1
+                    self._channel.packets += 1
+
+    async def _wait_for_memory(self, header: StateHeader) -> None:
+        memory = await self._router.admit(self._channel, header)
+        self._waiting = None
+        self._accept(header, memory)
+
+    def _accept(self, header: StateHeader, memory: memoryview) -> None:
+        if (whole := self._decoder.accept(memory)) is not None:
+            self._router.device(header).put(whole)
+
+    def _broke(self, error: Exception) -> None:
+        if self._decoder.inside_packet:
+            reason = f"broke inside a packet: {error}"
+            raise ConnectionLost(reason, channel=self._channel.name) from error
+        if plain_stream(self._stream) is not self._stream:
+            # Only the close alert tells an end from a cut, and QEMU sends it.
+            reason = "TLS ended without a close alert"
+            raise ConnectionLost(reason, channel=self._channel.name) from error

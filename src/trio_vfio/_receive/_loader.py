@@ -8,8 +8,8 @@ the device is called.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
-from typing import final
+from collections.abc import Awaitable, Callable
+from typing import Final, final
 
 import attrs
 import trio
@@ -17,6 +17,7 @@ import trio
 from .._device._port import StateSink
 from .._errors import PeerProtocolError
 from .._migration._calls import DeviceCalls
+from .._migration._home import Home
 from .._migration._position import Position
 from .._migration._progress import DeviceProgress
 from .._result import DeviceState
@@ -24,7 +25,14 @@ from .._trace import Trace
 from .._wire._multifd import StatePacket
 from .._wire._vfio_section import config_blob_untrusted
 from ._reorder import ReorderQueue
-from ._run import Run
+from ._run import Buffer, OneBuffer, Run, Supply
+
+PATIENCE: Final = 0.05
+"""Seconds that a device's thread waits for the next packet, before a task does that.
+
+Otherwise each time that a device is faster than its packets would cost a turn of Trio
+and the start of a thread, as much as the system needs to copy a MiB.
+"""
 
 
 @final
@@ -32,9 +40,9 @@ from ._run import Run
 class IncomingDevice:
     """A device that is being loaded.
 
-    Any number of channel tasks put packets into `queue`, while a single task
-    runs `load`. All of them wait on `arrived`, for different things, so it is
-    always all that are notified.
+    Any number of channels put packets into `queue`, from tasks or threads, while a
+    single task runs `load`. Only tasks wait, on `arrived`, each for something else,
+    so it is always all that are notified; and only if there are any.
     """
 
     calls: DeviceCalls
@@ -42,8 +50,11 @@ class IncomingDevice:
     sink: StateSink
     position: Position
     progress: DeviceProgress
-    after_release: Callable[[], Awaitable[None]]
-    """Awaited when bytes were given back, which other devices may wait for."""
+    home: Home
+    spawn: Callable[[Callable[[], Awaitable[None]]], None]
+    """Starts a task of the session."""
+    after_release: Callable[[], None]
+    """Called when bytes were given back, which other devices may wait for."""
     check_progress: Callable[[], None]
     """Called when this device has to wait, or is done: raises if all wait for good."""
     trace: Trace
@@ -52,6 +63,8 @@ class IncomingDevice:
     """Whether a START section has named it."""
 
     arrived: trio.Condition = attrs.field(factory=trio.Condition, init=False)
+    _waiters: int = attrs.field(default=0, init=False)
+    """How many tasks wait on `arrived`."""
     done: trio.Event = attrs.field(factory=trio.Event, init=False)
     """Set when the device has accepted its state."""
     _main_config: bytes | None = attrs.field(default=None, init=False)
@@ -99,32 +112,53 @@ class IncomingDevice:
         progress = self.progress
         if precopy and progress.state.value is DeviceState.SETUP:
             progress.state.value = DeviceState.PRECOPY
-        await self._write([(None, memoryview(data))])
+        await self._write(OneBuffer(memoryview(data)))
         if precopy:
             progress.precopy_bytes += len(data)
         elif begins_block:
             progress.buffers += 1
         self.check_progress()
 
-    async def put(self, packet: StatePacket) -> None:
-        """Queue a packet that has arrived. Does not wait for the device."""
+    def put(self, packet: StatePacket) -> None:
+        """Queue a packet that has arrived, in any thread. Does not wait."""
         idx = packet.header.idx
         self.trace("vfio_load_state_device_buffer_incoming", self.name, idx)
-        async with self.arrived:
-            self.queue.put(packet)
-            if self.queue.has_due:
-                self.arrived.notify_all()
+        if self.queue.put(packet) and self._waiters:
+            self.home.call(self.wake)
 
-    async def put_main_config(self, blob: bytes) -> None:
+    def put_main_config(self, blob: bytes) -> None:
         """Take the config that came on the main channel, behind all data."""
+        self._main_config = blob
+        self.wake()
+
+    def wake(self) -> None:
+        """Let everyone who waits for this device look again. In Trio's thread."""
+        if not self._waiters:
+            return
+        try:
+            self.arrived.acquire_nowait()
+        except trio.WouldBlock:
+            # It is on its way to one who was woken, but others may wait by then.
+            self.spawn(self._wake)
+        else:
+            self.arrived.notify_all()
+            self.arrived.release()
+
+    async def _wake(self) -> None:
         async with self.arrived:
-            self._main_config = blob
             self.arrived.notify_all()
 
-    async def wake(self) -> None:
-        """Let everyone who waits for this device look again."""
-        async with self.arrived:
-            self.arrived.notify_all()
+    async def wait_until(self, ready: Callable[[], bool]) -> None:
+        """Wait until *ready*, which is asked again whenever something has changed."""
+        # Before it is asked for the first time: another thread looks at this behind
+        # what it changes.
+        self._waiters += 1
+        try:
+            async with self.arrived:
+                while not ready():
+                    await self.arrived.wait()
+        finally:
+            self._waiters -= 1
 
     async def load(self) -> None:
         """Load the device, in order, until it has accepted its state.
@@ -150,15 +184,12 @@ class IncomingDevice:
         self.check_progress()
 
     async def _load(self) -> None:
-        while run := await self._take_run():
-            if run[0].header.idx == 0:
-                self.trace("vfio_load_state_device_buffer_start", self.name)
-            await self._write([(packet.header.idx, packet.data) for packet in run])
-            self.progress.buffers += len(run)
-            if self.queue.has_due and self.queue.due == self.queue.config_idx:
+        while await self._data_is_due():
+            await self._write(self)
+            if self.queue.has_due and not self.queue.has_due_data:
                 self.trace("vfio_load_state_device_buffer_end", self.name)
-            await self._release(run)
-        blob = await self._take_config()
+            self._made_room()
+        blob = self._take_config()
         self.trace("vfio_load_device_config_state_start", self.name)
         await self.calls.call("load_config", self.sink.load_config, blob)
         self.trace("vfio_load_device_config_state_end", self.name)
@@ -167,8 +198,8 @@ class IncomingDevice:
             self.progress.config_sha256 = hashlib.sha256(blob).hexdigest()
         await self.calls.call("finish", self.sink.finish)
 
-    async def _write(self, buffers: Sequence[tuple[int | None, memoryview]]) -> None:
-        run = Run(self.position, buffers, name=self.name, trace=self.trace)
+    async def _write(self, supply: Supply) -> None:
+        run = Run(self.position, supply, name=self.name, trace=self.trace)
         await self.calls.call("write", self.sink.write, run)
         if self.position.stopping:
             await trio.sleep_forever()
@@ -180,21 +211,51 @@ class IncomingDevice:
                 offset=self.position.bytes,
             )
 
-    async def _take_run(self) -> list[StatePacket]:
-        """Wait for the due packet and take its run; empty if config is due."""
-        async with self.arrived:
-            if not self._has_next:
-                self.progress.starved += 1
-                self.progress.waiting_for = self.queue.due
-                self._trace_starved()
-                self.check_progress()
-            while not self._has_next:
-                await self.arrived.wait()
+    def take(self, most: int) -> list[Buffer]:
+        """Take the data that is due, for a run; see `Supply`."""
+        buffers: list[Buffer] = []
+        packets = self.queue.take(most)
+        if not packets and not self.home.is_here and not self.queue.has_due:
+            self._starve()
+            packets = self.queue.take(most, PATIENCE)
+        if packets:
             self.progress.waiting_for = None
-            run = self.queue.take_run()
-            # The window has moved.
-            self.arrived.notify_all()
-            return run
+        for packet in packets:
+            buffer = Buffer(packet.data, packet.header.idx)
+            if buffer.idx == 0:
+                self.trace("vfio_load_state_device_buffer_start", self.name)
+            if packet.data:
+                buffers.append(buffer)
+            else:
+                # A device would take 0 bytes for a failure.
+                self.written(buffer)
+        return buffers
+
+    def written(self, buffer: Buffer) -> None:
+        """Take note that *buffer* is written."""
+        self.progress.buffers += 1
+        self._release(buffer.data)
+        # Not for each: who is woken for one packet waits again for the next.
+        if self.queue.has_much_room and self._waiters:
+            self.home.call(self._made_room)
+
+    async def _data_is_due(self) -> bool:
+        """Wait for the packet that is due; whether it is not the config."""
+        if not self._has_next:
+            await self._wait_for_next()
+        return self.queue.has_due_data
+
+    async def _wait_for_next(self) -> None:
+        self._starve()
+        self.check_progress()
+        await self.wait_until(lambda: self._has_next)
+        self.progress.waiting_for = None
+
+    def _starve(self) -> None:
+        if self.progress.waiting_for != self.queue.due:
+            self.progress.starved += 1
+            self.progress.waiting_for = self.queue.due
+            self._trace_starved()
 
     def _trace_start(self) -> None:
         """Say that it is loaded, once it is known to come over the channels.
@@ -215,16 +276,20 @@ class IncomingDevice:
     def _has_next(self) -> bool:
         return self.queue.has_due or self._main_config is not None
 
-    async def _take_config(self) -> bytes:
+    def _take_config(self) -> bytes:
         if self._main_config is not None:
             return self._main_config
         packet = self.queue.take_config()
-        await self._release([packet])
-        return config_blob_untrusted(packet.data, self.name)
+        blob = config_blob_untrusted(packet.data, self.name)
+        self._release(packet.data)
+        self._made_room()
+        return blob
 
-    async def _release(self, packets: list[StatePacket]) -> None:
-        async with self.arrived:
-            self.queue.release(packets)
-            self.progress.queued_bytes = self.queue.bytes
-            self.arrived.notify_all()
-        await self.after_release()
+    def _release(self, data: memoryview) -> None:
+        self.queue.release(data)
+        self.progress.queued_bytes = self.queue.bytes
+
+    def _made_room(self) -> None:
+        """Let those look again that wait for room, or for the due index to move."""
+        self.wake()
+        self.after_release()

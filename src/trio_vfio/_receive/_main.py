@@ -214,7 +214,7 @@ class MainChannel:
     async def _take_config(self, event: DeviceConfig) -> None:
         device = self._device(event.section)
         device.transfer_is("main", offset=event.section.offset)
-        await device.put_main_config(event.blob)
+        device.put_main_config(event.blob)
         if not self.session.router.started:
             self.session.load(device)
 

@@ -7,7 +7,8 @@ over a limit waits in its channel. Once the device takes packets, the one that i
 *due* is always admitted, for the channels' heads could otherwise wait for each
 other for ever.
 
-No I/O and no waiting: whoever drives this holds the device's condition.
+No I/O and no waiting. A queue may be used in any thread, so that a channel that is
+read in one need not disturb Trio's for each packet.
 """
 
 from __future__ import annotations
@@ -19,28 +20,14 @@ import attrs
 from .._errors import PeerProtocolError
 from .._wire._limits import MAX_CONFIG
 from .._wire._multifd import StateHeader, StatePacket
+from ._memory import Memory
+from ._signal import Signal
 
 WINDOW: Final = 1024
 """How far ahead of the due index a packet may be."""
 
-MAX_RUN: Final = 16
-"""Buffers that go to the device in one call."""
-
 # The marks around the blob in a config packet.
 _CONFIG_MARKS: Final = 16
-
-
-@final
-@attrs.define(eq=False)
-class Budget:
-    """Bytes that the packets of all devices may take together."""
-
-    limit: int
-    used: int = attrs.field(default=0, init=False)
-
-    def has_room(self, size: int) -> bool:
-        """Whether *size* bytes more stay within the limit."""
-        return self.used + size <= self.limit
 
 
 @final
@@ -49,7 +36,7 @@ class ReorderQueue:
     """The packets of one device, from admission until they are written."""
 
     max_bytes: int
-    budget: Budget
+    memory: Memory
 
     started: bool = attrs.field(default=False, init=False)
     """Whether the device takes packets: until then even the due one can wait."""
@@ -64,7 +51,14 @@ class ReorderQueue:
     _waiting: dict[int, StatePacket] = attrs.field(
         factory=dict[int, StatePacket], init=False
     )
+    # Only threads wait on these, and for no longer than they have patience.
+    _due_came: Signal = attrs.field(init=False)
+    _moved: Signal = attrs.field(init=False)
     _highest: int = attrs.field(default=-1, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._due_came = Signal(self.memory.lock)
+        self._moved = Signal(self.memory.lock)
 
     def check_untrusted(self, header: StateHeader) -> None:
         """Check that *header* may belong to this device's state.
@@ -96,27 +90,55 @@ class ReorderQueue:
         return (
             header.idx < self.due + WINDOW
             and self.bytes + header.size <= self.max_bytes
-            and self.budget.has_room(header.size)
+            and self.memory.has_room(header.size)
         )
 
-    def reserve(self, header: StateHeader) -> None:
-        """Admit a packet that was checked: its index and its bytes are taken."""
+    def admit_untrusted(
+        self, header: StateHeader, patience: float = 0.0
+    ) -> memoryview | None:
+        """Return memory for the packet's data; None if it may not have any yet.
+
+        If it has, its index is taken.
+
+        Args:
+          patience: seconds that a thread, but not Trio's, may be made to wait.
+
+        Raises:
+          PeerProtocolError: as for `check_untrusted`.
+        """
+        with self.memory.lock:
+            self.check_untrusted(header)
+            if not self.admits(header):
+                if not patience:
+                    return None
+                self._moved.wait_for(lambda: self.admits(header), patience)
+                # Another channel may have brought the same index meanwhile.
+                self.check_untrusted(header)
+            return self._reserve(header) if self.admits(header) else None
+
+    def _reserve(self, header: StateHeader) -> memoryview:
         self._arriving[header.idx] = header.size
         self._highest = max(self._highest, header.idx)
         if header.is_config:
             self.config_idx = header.idx
         self.bytes += header.size
-        self.budget.used += header.size
+        return self.memory.take(header.size)
 
-    def put(self, packet: StatePacket) -> None:
-        """Take an admitted packet that has arrived whole."""
-        del self._arriving[packet.header.idx]
-        self._waiting[packet.header.idx] = packet
+    def put(self, packet: StatePacket) -> bool:
+        """Take an admitted packet that has arrived whole; whether it is due."""
+        with self.memory.lock:
+            del self._arriving[packet.header.idx]
+            self._waiting[packet.header.idx] = packet
+            if packet.header.idx != self.due:
+                return False
+            self._due_came.notify_all()
+            return True
 
     @property
     def has_due(self) -> bool:
         """Whether the packet that is due has arrived."""
-        return self.due in self._waiting
+        with self.memory.lock:
+            return self.due in self._waiting
 
     @property
     def waiting(self) -> int:
@@ -140,31 +162,51 @@ class ReorderQueue:
             idx += 1
         return None if self.config_idx is not None and idx > self.config_idx else idx
 
-    def take_run(self) -> list[StatePacket]:
+    @property
+    def has_due_data(self) -> bool:
+        """Whether the packet that is due has arrived, and is not the config."""
+        with self.memory.lock:
+            return self.due in self._waiting and self.due != self.config_idx
+
+    def take(self, most: int, patience: float = 0.0) -> list[StatePacket]:
         """Take the data packets that are due and have arrived, in order.
 
-        At most `MAX_RUN`, and no more than half of the device's bytes, so that
-        the next ones can arrive while these are written. Empty if the packet
-        that is due is the config, or has not arrived.
+        Args:
+          patience: seconds that a thread, but not Trio's, may be made to wait for
+            the first.
+
+        Returns: one, and as many behind it as make no more than *most* bytes. None
+            if the packet that is due is the config, or has not arrived.
         """
-        run: list[StatePacket] = []
+        taken: list[StatePacket] = []
         size = 0
-        while self.due in self._waiting and self.due != self.config_idx:
-            size += self._waiting[self.due].header.size
-            if run and (len(run) == MAX_RUN or size > self.max_bytes // 2):
-                break
-            run.append(self._waiting.pop(self.due))
-            self.due += 1
-        return run
+        with self.memory.lock:
+            if patience and self.due not in self._waiting:
+                self._due_came.wait_for(lambda: self.due in self._waiting, patience)
+            while self.due in self._waiting and self.due != self.config_idx:
+                size += self._waiting[self.due].header.size
+                if taken and size > most:
+                    break
+                taken.append(self._waiting.pop(self.due))
+                self.due += 1
+            self._moved.notify_all()
+        return taken
 
     def take_config(self) -> StatePacket:
         """Take the config, which is due and has arrived."""
-        packet = self._waiting.pop(self.due)
-        self.due += 1
+        with self.memory.lock:
+            packet = self._waiting.pop(self.due)
+            self.due += 1
         return packet
 
-    def release(self, packets: list[StatePacket]) -> None:
-        """Give back the bytes of *packets*, which are written."""
-        size = sum(packet.header.size for packet in packets)
-        self.bytes -= size
-        self.budget.used -= size
+    def release(self, data: memoryview) -> None:
+        """Give back the memory of *data*, which is written."""
+        with self.memory.lock:
+            self.bytes -= len(data)
+            self.memory.give_back(data)
+            self._moved.notify_all()
+
+    @property
+    def has_much_room(self) -> bool:
+        """Whether it is worth while to look again for those that wait for room."""
+        return self.bytes <= self.max_bytes // 2

@@ -149,7 +149,7 @@ class Router:
         async with self._news:
             self._news.notify_all()
         for device in self.devices.values():
-            await device.wake()
+            device.wake()
         return list(self.devices.values())
 
     def check_announced(self) -> None:
@@ -174,7 +174,25 @@ class Router:
             self._news.notify_all()
         self.check_progress()
 
-    async def admit(self, channel: Channel, header: StateHeader) -> bytearray:
+    def admit_now(
+        self, header: StateHeader, patience: float = 0.0
+    ) -> memoryview | None:
+        """Return memory for *header*'s packet; None if that has to be waited for.
+
+        May be called in any thread.
+
+        Raises:
+          PeerProtocolError: if the packet is not of its device's state.
+        """
+        device = self._announced(header)
+        if device is None or device.progress.transfer != "multifd":
+            return None
+        memory = device.queue.admit_untrusted(header, patience)
+        if memory is not None:
+            device.progress.queued_bytes = device.queue.bytes
+        return memory
+
+    async def admit(self, channel: Channel, header: StateHeader) -> memoryview:
         """Wait until *header*'s packet may have memory, and return that.
 
         If cancelled, nothing is reserved.
@@ -183,22 +201,17 @@ class Router:
           PeerProtocolError: if the packet is for no device, or not of its state,
             or if it can never be admitted.
         """
-        device = await self._device_of(header)
+        device = self._announced(header) or await self._wait_announced(header)
         device.transfer_is("multifd", offset=header.offset)
-        async with device.arrived:
-            device.queue.check_untrusted(header)
-            while not device.queue.admits(header):
-                await self._wait_for_room(channel, device, header)
-                device.queue.check_untrusted(header)
-            device.queue.reserve(header)
-            device.progress.queued_bytes = device.queue.bytes
-        return bytearray(header.size)
+        while (memory := self.admit_now(header)) is None:
+            await self._wait_for_room(channel, device, header)
+        return memory
 
-    async def wake_over_budget(self) -> None:
+    def wake_over_budget(self) -> None:
         """Let packets look again that wait for room in the session's budget."""
         over_budget, self._over_budget = self._over_budget, {}
         for device in over_budget:
-            await device.wake()
+            device.wake()
 
     def device(self, header: StateHeader) -> IncomingDevice:
         """Return the device of a packet that was admitted."""
@@ -271,12 +284,14 @@ class Router:
             if device.progress.transfer == "multifd" and device.missing is not None:
                 yield device.name, device.missing
 
-    async def _device_of(self, header: StateHeader) -> IncomingDevice:
-        key = (header.idstr, header.instance_id)
+    def _announced(self, header: StateHeader) -> IncomingDevice | None:
+        device = self.devices.get((header.idstr, header.instance_id))
+        return device if device is not None and device.announced else None
+
+    async def _wait_announced(self, header: StateHeader) -> IncomingDevice:
         async with self._news:
             while True:
-                device = self.devices.get(key)
-                if device is not None and device.announced:
+                if (device := self._announced(header)) is not None:
                     return device
                 if self.started or self.main_ended:
                     raise PeerProtocolError(
@@ -288,11 +303,16 @@ class Router:
     async def _wait_for_room(
         self, channel: Channel, device: IncomingDevice, header: StateHeader
     ) -> None:
-        if not device.queue.budget.has_room(header.size):
-            self._over_budget[device] = None
+        def has_room() -> bool:
+            if device.queue.admits(header):
+                return True
+            if not device.queue.memory.has_room(header.size):
+                self._over_budget[device] = None
+            self.check_progress()
+            return False
+
         channel.paused_at = (device, header)
         try:
-            self.check_progress()
-            await device.arrived.wait()
+            await device.wait_until(has_room)
         finally:
             channel.paused_at = None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import final
+from collections.abc import Iterator
+from typing import Protocol, final
 
 import attrs
 
@@ -12,18 +12,51 @@ from .._trace import Trace
 
 
 @final
+@attrs.frozen
+class Buffer:
+    """Data for a device."""
+
+    data: memoryview
+    """Never empty."""
+    idx: int | None = None
+    """Of its packet; None: it came on the main channel."""
+
+
+class Supply(Protocol):
+    """Where a run gets its buffers from, in whatever thread it is walked."""
+
+    def take(self, most: int) -> list[Buffer]:
+        """Return the next ones: one, and as many behind it as make *most* bytes.
+
+        None if they are not there: then the run has come to its end.
+        """
+        ...
+
+    def written(self, buffer: Buffer) -> None:
+        """Take note that *buffer* is written whole."""
+        ...
+
+
+@final
 @attrs.define(eq=False)
 class Run(Iterator[memoryview]):
-    """Hands out buffers one by one, and counts each when the next is asked for.
+    """Hands out buffers as long as the next one is there, and counts what is written.
+
+    Either one by one: to ask for the next says that the last one is written. Or, as
+    `trio_vfio._device._port.Gathers` has it, several at once.
 
     A device may walk it in a worker thread: nothing else touches `position`
     meanwhile but to set `stopping`.
     """
 
     position: Position
-    _buffers: Sequence[tuple[int | None, memoryview]] = attrs.field(alias="buffers")
-    _next: int = attrs.field(default=0, init=False)
-    _current: memoryview | None = attrs.field(default=None, init=False)
+    _supply: Supply = attrs.field(alias="supply")
+    _taken: list[Buffer] = attrs.field(factory=list[Buffer], init=False)
+    """Those that were taken and are not written whole."""
+    _done: int = attrs.field(default=0, init=False)
+    """How much of the first is written, in bytes."""
+    _handed_out: bool = attrs.field(default=False, init=False)
+    """Whether the first was handed out."""
     exhausted: bool = attrs.field(default=False, init=False)
     """Whether all buffers are written, or the run was told to stop."""
     _name: str = attrs.field(default="", alias="name", kw_only=True)
@@ -31,25 +64,82 @@ class Run(Iterator[memoryview]):
     """Told of each buffer that has an index, in whatever thread it is."""
 
     def __next__(self) -> memoryview:
-        self._count_current()
-        # Nothing to write: a device would take 0 bytes for a failure.
-        while self._next < len(self._buffers) and not self._buffers[self._next][1]:
-            self._next += 1
-        if self._next == len(self._buffers) or self.position.stopping:
-            self.exhausted = True
+        if self._handed_out:
+            self._finish()
+        if not self._has_next(1):
             raise StopIteration
-        self.position.idx, self._current = self._buffers[self._next]
-        self._next += 1
-        if self._trace is not None and (idx := self.position.idx) is not None:
-            self._trace("vfio_load_state_device_buffer_load_start", self._name, idx)
-        return self._current
+        return self._taken[0].data
 
-    def _count_current(self) -> None:
-        if self._current is None:
+    def gather(self, most: int) -> list[memoryview]:
+        """Return what is to be written next; see `Gathers`."""
+        if not self._has_next(most):
+            return []
+        batch = [buffer.data for buffer in self._taken]
+        if self._done:
+            batch[0] = batch[0][self._done :]
+        return batch
+
+    def written(self, count: int) -> None:
+        """Take note that *count* bytes of that are written."""
+        self._done += count
+        while self._done:
+            self._hand_out()
+            size = len(self._taken[0].data)
+            if self._done < size:
+                return
+            self._done -= size
+            self._finish()
+
+    def partly(self) -> tuple[int, int]:
+        """How much of the next buffer is written, and its size, in bytes."""
+        return self._done, len(self._taken[0].data)
+
+    def _has_next(self, most: int) -> bool:
+        """Whether there is one to hand out; then it is handed out."""
+        if self.position.stopping:
+            self.exhausted = True
+            return False
+        if not self._taken:
+            self._taken = self._supply.take(most)
+        if not self._taken:
+            self.exhausted = True
+            return False
+        self._hand_out()
+        return True
+
+    def _hand_out(self) -> None:
+        if self._handed_out:
             return
+        self._handed_out = True
+        self.position.idx = idx = self._taken[0].idx
+        if idx is not None and self._trace is not None:
+            self._trace("vfio_load_state_device_buffer_load_start", self._name, idx)
+
+    def _finish(self) -> None:
+        buffer = self._taken.pop(0)
         if self.position.digest is not None:
-            self.position.digest.update(self._current)
-        self.position.bytes += len(self._current)
-        if self._trace is not None and (idx := self.position.idx) is not None:
-            self._trace("vfio_load_state_device_buffer_load_end", self._name, idx)
-        self.position.idx = self._current = None
+            self.position.digest.update(buffer.data)
+        self.position.bytes += len(buffer.data)
+        self.position.idx = None
+        if buffer.idx is not None and self._trace is not None:
+            self._trace(
+                "vfio_load_state_device_buffer_load_end", self._name, buffer.idx
+            )
+        self._handed_out = False
+        self._supply.written(buffer)
+
+
+@final
+@attrs.define(eq=False)
+class OneBuffer:
+    """A supply of one buffer, or of none if that is empty."""
+
+    _data: memoryview | None = attrs.field(alias="data")
+
+    def take(self, _: int) -> list[Buffer]:
+        """Return it, once."""
+        data, self._data = self._data, None
+        return [Buffer(data)] if data else []
+
+    def written(self, _: Buffer) -> None:
+        """Do nothing."""

@@ -14,13 +14,15 @@ from .._device._port import StateSink
 from .._errors import DeviceError, describe
 from .._migration._activity import Activity
 from .._migration._calls import DeviceCalls
+from .._migration._home import Home
 from .._migration._migration import Migration
 from .._migration._position import Position
 from .._migration._progress import DeviceProgress
 from .._result import ChannelResult, MigrationResult, SessionState
 from .._wire._main_stream import PAGE_BITS
 from ._loader import IncomingDevice
-from ._reorder import Budget, ReorderQueue
+from ._memory import Memory
+from ._reorder import ReorderQueue
 from ._return_path import ReturnPath
 from ._router import DeviceKey, Router
 
@@ -77,14 +79,15 @@ class Session(Migration):
     router: Router = attrs.field(init=False)
     _configuration: trio.Event = attrs.field(factory=trio.Event, init=False)
     _page_size: int = attrs.field(default=0, init=False)
-    _budget: Budget = attrs.field(init=False)
+    _home: Home = attrs.field(factory=Home, init=False)
+    _memory: Memory = attrs.field(init=False)
     was_told: bool = attrs.field(default=False, init=False)
     """Whether the source hears of success, or was told already."""
 
     def __attrs_post_init__(self) -> None:
         self.activity = Activity(self.options.deadlines)
         self.router = Router(self._make_device, self.keep, self.activity)
-        self._budget = Budget(self.options.max_session_bytes)
+        self._memory = Memory(self.options.max_session_bytes)
         for key, sink in self.options.named.items():
             self.router.devices[key] = self._device(key, sink)
 
@@ -195,10 +198,12 @@ class Session(Migration):
         )
         return IncomingDevice(
             calls=calls,
-            queue=ReorderQueue(self.options.max_queued_bytes, self._budget),
+            queue=ReorderQueue(self.options.max_queued_bytes, self._memory),
             sink=sink,
             position=position,
             progress=DeviceProgress(*key, position),
+            home=self._home,
+            spawn=self.spawn,
             after_release=self.router.wake_over_budget,
             check_progress=self.router.check_progress,
             trace=self.trace,

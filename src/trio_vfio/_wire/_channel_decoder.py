@@ -19,6 +19,7 @@ from ._multifd import (
     INITIAL_SIZE,
     STATE_FIXED_SIZE,
     STATE_HEADER_SIZE,
+    DeviceNames,
     PacketFlag,
     RamPacket,
     StateHeader,
@@ -55,6 +56,7 @@ class ChannelDecoder:
         factory=lambda: bytearray(STATE_HEADER_SIZE), init=False
     )
     _header_bytes: int = attrs.field(default=0, init=False)
+    _names: DeviceNames = attrs.field(factory=DeviceNames, init=False)
     _pending: StateHeader | None = attrs.field(default=None, init=False)
     """A header that waits for `accept`, or whose data is arriving."""
     _data: memoryview | None = attrs.field(default=None, init=False)
@@ -123,7 +125,7 @@ class ChannelDecoder:
                 self._refused = error
         return events
 
-    def accept(self, buffer: bytearray) -> StatePacket | None:
+    def accept(self, buffer: bytearray | memoryview) -> StatePacket | None:
         """Give the memory for the data of the header that came last.
 
         Args:
@@ -170,6 +172,11 @@ class ChannelDecoder:
         # Each part is judged as soon as it is there, so that a peer cannot
         # hide nonsense by not sending the rest.
         header, have = self._header, self._header_bytes
+        if have == STATE_HEADER_SIZE:
+            known = self._names.state_header(header, self._offset)
+            if known is not None:
+                self._expect_data(known, events)
+                return
         if have < COMMON.size:
             return
         if PacketFlag.DEVICE_STATE not in (flags := flags_untrusted(header)):
@@ -179,9 +186,14 @@ class ChannelDecoder:
         if have >= STATE_FIXED_SIZE:
             check_state_fixed_untrusted(header)
         if have == STATE_HEADER_SIZE:
-            self._pending = state_header_untrusted(header, self._offset)
-            self._header_bytes = 0
-            events.append(self._pending)
+            packet = state_header_untrusted(header, self._offset)
+            self._names.add(header, packet)
+            self._expect_data(packet, events)
+
+    def _expect_data(self, packet: StateHeader, events: list[ChannelEvent]) -> None:
+        self._pending = packet
+        self._header_bytes = 0
+        events.append(packet)
 
     def _received_ram(self, events: list[ChannelEvent]) -> None:
         if self._header_bytes < _RAM_ENOUGH:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import enum
 import struct
-from typing import Final, Self
+from typing import Final, Self, final
 
 import attrs
 
 from .._errors import PeerProtocolError, device_name
 from ._idstr import idstr_untrusted
-from ._limits import MAX_CHANNELS, MAX_PACKET_PAYLOAD
+from ._limits import MAX_CHANNELS, MAX_DEVICES, MAX_PACKET_PAYLOAD
 
 MULTIFD_MAGIC: Final = 0x11223344
 MULTIFD_VERSION: Final = 1
@@ -60,6 +60,9 @@ _RAM = struct.Struct("!IIIIII")
 _RAM_BASE = 320
 _RAM_BYTES = 512 * 1024
 
+# The same, with all that is the same in each packet of a device in one piece.
+_OF_DEVICE = struct.Struct("!272sIIII")
+
 NO_INDEX: Final = 0xFFFF_FFFF
 """QEMU keeps this index to mean that the last one is not known yet."""
 
@@ -86,6 +89,9 @@ _PACKET_FLAGS: Final = int(
     PacketFlag.SYNC | PacketFlag.COMPRESSION | PacketFlag.DEVICE_STATE
 )
 _STATE_FLAGS: Final = int(StateFlag.CONFIG)
+
+_ALL_STATE_FLAGS: Final = (StateFlag(0), StateFlag.CONFIG)
+"""By their number: to look one up takes a tenth of the time that making it does."""
 
 
 @attrs.frozen
@@ -136,7 +142,7 @@ class StateHeader:
     @property
     def is_config(self) -> bool:
         """Whether the data is the config, and the device's state ends here."""
-        return StateFlag.CONFIG in self.flags
+        return self.flags == StateFlag.CONFIG
 
     def encode(self) -> bytes:
         """Return the header as it travels."""
@@ -245,6 +251,42 @@ def state_header_untrusted(header: bytearray, offset: int) -> StateHeader:
         raise PeerProtocolError(f"{what}, idx {idx}, with unknown flags {flags:#x}")
     size = payload - _VFIO.size
     return StateHeader(idstr, idx, size, StateFlag(flags), instance_id, offset)
+
+
+@final
+@attrs.define(eq=False)
+class DeviceNames:
+    """The devices that a channel has named, and what a packet of theirs begins with.
+
+    Bytes that were found to be good once need no second look.
+    """
+
+    _names: dict[bytes, tuple[str, int]] = attrs.field(
+        factory=dict[bytes, tuple[str, int]], init=False
+    )
+
+    def add(self, header: bytearray, packet: StateHeader) -> None:
+        """Remember the device of *header*, which was found to be that of *packet*."""
+        if len(self._names) < MAX_DEVICES:
+            begin = bytes(header[: STATE_FIXED_SIZE - 4])
+            self._names[begin] = (packet.idstr, packet.instance_id)
+
+    def state_header(self, header: bytearray, offset: int) -> StateHeader | None:
+        """Parse a whole header; None if it is not one of a device that is known here.
+
+        Also None if anything is wrong with it: to look at it part by part tells what.
+        """
+        begin, payload, version, idx, flags = _OF_DEVICE.unpack_from(header)
+        if (name := self._names.get(begin)) is None:
+            return None
+        size = payload - _VFIO.size
+        if version or flags > 1 or idx == NO_INDEX:
+            return None
+        if not 0 <= size <= MAX_PACKET_PAYLOAD - _VFIO.size:
+            return None
+        idstr, instance_id = name
+        known = _ALL_STATE_FLAGS[flags]
+        return StateHeader(idstr, idx, size, known, instance_id, offset)
 
 
 def _padded_idstr_untrusted(raw: bytes) -> str:

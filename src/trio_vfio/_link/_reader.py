@@ -1,0 +1,125 @@
+"""Reading much from a connection, straight into memory that is already there."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Final, final
+
+import attrs
+import trio
+
+LINGER: Final = 0.01
+"""Seconds that a thread waits for more, before a task does that."""
+
+MOST_AT_ONCE: Final = 1024 * 1024
+"""Bytes that a thread sleeps for, at most."""
+
+# struct timeval
+_TIMEOUT: Final = struct.pack("@ll", 0, int(LINGER * 1_000_000))
+_NO_TIMEOUT: Final = struct.pack("@ll", 0, 0)
+
+
+def reader(stream: trio.abc.ReceiveStream) -> Reader:
+    """Return what reads *stream*.
+
+    A plain socket fills all buffers with one system call and no copy; any other
+    stream at most the first that is not empty, with a copy.
+    """
+    if isinstance(stream, trio.SocketStream) and sys.platform == "linux":
+        return SocketReader(stream.socket)
+    return StreamReader(stream)
+
+
+@final
+@attrs.define(eq=False)
+class StreamReader:
+    """Reads any stream."""
+
+    _stream: trio.abc.ReceiveStream
+
+    async def fill(self, buffers: Sequence[memoryview]) -> int:
+        """Read what has arrived into the first of *buffers* that is not empty.
+
+        Waits for at least a byte. If cancelled, nothing was read.
+
+        Returns: how many bytes; 0 if the stream has ended.
+
+        Raises:
+          trio.BrokenResourceError: if the connection broke.
+          trio.ClosedResourceError: if the stream was closed on this side.
+        """
+        target = next(buffer for buffer in buffers if buffer)
+        data = await self._stream.receive_some(len(target))
+        target[: len(data)] = data
+        return len(data)
+
+
+@final
+@attrs.define(eq=False)
+class SocketReader:
+    """Reads a socket: a task waits for the first byte, a thread takes all there is.
+
+    The thread reads with a blocking socket, for as much as it needs: each time that
+    it wakes, with the interpreter's lock to be had again, costs as much as it does
+    to copy 100 KiB.
+    """
+
+    _socket: trio.socket.SocketType
+    _least: int = attrs.field(default=1, init=False)
+    """Bytes that must have come before a read returns: SO_RCVLOWAT."""
+
+    async def wait(self) -> None:
+        """Wait until there is something to read, or the stream has ended.
+
+        Raises:
+          trio.ClosedResourceError: if the socket was closed on this side.
+        """
+        await trio.lowlevel.wait_readable(self._socket)
+
+    @contextmanager
+    def blocking(self) -> Generator[None]:
+        """Let `fill` wait in this thread, while nobody else reads the socket."""
+        try:
+            self._set(socket.SO_RCVTIMEO, _TIMEOUT)
+            os.set_blocking(self._socket.fileno(), True)
+            yield
+        finally:
+            # Whoever closed it meanwhile has no use for it any more.
+            with suppress(OSError):
+                os.set_blocking(self._socket.fileno(), False)
+                self._set(socket.SO_RCVTIMEO, _NO_TIMEOUT)
+                self._wait_for(1)
+
+    def fill(self, buffers: Sequence[memoryview]) -> int | None:
+        """Fill the first of *buffers*, and of the others what has come by then.
+
+        Fills less where that takes more than 10 ms, or the stream ends before.
+
+        Returns: how many bytes; 0 if the stream has ended; None if nothing came.
+
+        Raises:
+          trio.BrokenResourceError: if the connection broke.
+        """
+        try:
+            self._wait_for(min(len(buffers[0]), MOST_AT_ONCE))
+            return os.readv(self._socket.fileno(), buffers)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise trio.BrokenResourceError(f"{error.strerror}") from error
+
+    def _wait_for(self, least: int) -> None:
+        if self._least != least:
+            self._set(socket.SO_RCVLOWAT, least)
+            self._least = least
+
+    def _set(self, option: int, value: int | bytes) -> None:
+        self._socket.setsockopt(socket.SOL_SOCKET, option, value)
+
+
+Reader = StreamReader | SocketReader
