@@ -34,8 +34,10 @@ from ._device import (
     run_devices as run_devices,
 )
 from ._device._port import (
+    Buffers as Buffers,
     PeerToPeer as PeerToPeer,
     Pending as Pending,
+    ReadsAll as ReadsAll,
     StateSink as StateSink,
     StateSource as StateSource,
 )

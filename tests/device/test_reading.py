@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from trio_vfio._device import _reading, _waiting
-from trio_vfio._device._reading import read_buffers
+from trio_vfio._device._reading import read_all, read_buffers
 
 KIB = 1024
 
@@ -309,3 +309,89 @@ def test_a_connection_that_was_reset_is_no_end() -> None:
         theirs.close()
         with pytest.raises(ConnectionResetError, match="after 0 of 3 bytes"):
             Buffers(3).read(ours.fileno())
+
+
+class Lent:
+    """Buffers of so many bytes each, lent one after another."""
+
+    def __init__(self, size: int, most: int = 100) -> None:
+        self.size, self.most = size, most
+        self.packets: list[bytes] = []
+        self.lent = memoryview(b"")
+
+    def take(self) -> memoryview | None:
+        if len(self.packets) == self.most:
+            return None
+        self.lent = memoryview(bytearray(self.size))
+        return self.lent
+
+    def filled(self, count: int) -> None:
+        self.packets.append(bytes(self.lent[:count]))
+
+
+@pytest.mark.parametrize(
+    ("size", "packets"),
+    [
+        (4, [b"abcd", b"ef"]),
+        (6, [b"abcdef"]),
+        (100, [b"abcdef"]),
+        (3, [b"abc", b"def"]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["memfd", "pipe"])
+def test_all_is_read_in_one_call(
+    pipe: tuple[int, FileIO], memfd: int, kind: str, size: int, packets: list[bytes]
+) -> None:
+    reader, writer = pipe
+    writer.write(b"abcdef")
+    writer.close()
+    fill(memfd, b"abcdef")
+    lent, seen = Lent(size), bytearray()
+    fd = {"memfd": memfd, "pipe": reader}[kind]
+    assert read_all(fd, lent, never, seen.extend)
+    assert (lent.packets, bytes(seen)) == (packets, b"abcdef")
+
+
+def test_nothing_is_read_where_there_are_no_more_buffers(memfd: int) -> None:
+    fill(memfd, b"abcdef")
+    lent = Lent(2, most=2)
+    assert not read_all(memfd, lent, never)
+    assert lent.packets == [b"ab", b"cd"]
+    assert os.read(memfd, 100) == b"ef"
+
+
+def test_what_was_written_late_is_waited_for(pipe: tuple[int, FileIO]) -> None:
+    """A packet goes when no more comes for now; then the next byte is waited for."""
+    reader, writer = pipe
+
+    def write_late() -> None:
+        if not writer.closed:
+            writer.write(b"late")
+            writer.close()
+
+    writer.write(b"early")
+    lent = Lent(100)
+    # Before the first read, before the one that finds nothing, and before the second
+    # buffer's first.
+    assert read_all(reader, lent, at_call(3, write_late))
+    assert lent.packets == [b"early", b"late"]
+
+
+def test_all_cannot_be_read_of_what_does_not_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_message(*_: object) -> int:
+        raise OSError(errno.ENOMSG, "No message of desired type")
+
+    monkeypatch.setattr(os, "readv", no_message)
+    with pytest.raises(OSError, match="no more data, but no end of it") as caught:
+        read_all(0, Lent(1), never)
+    assert caught.value.errno == errno.ENOMSG
+
+
+def test_a_check_ends_the_reading_of_all(memfd: int) -> None:
+    fill(memfd, b"abcdef")
+    lent = Lent(2)
+    with pytest.raises(EnoughError):
+        read_all(memfd, lent, at_call(2, enough))
+    assert lent.packets == [b"ab"]

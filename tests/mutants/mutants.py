@@ -26,7 +26,7 @@ from trio_vfio._receive._run import Run
 from trio_vfio._receive._session import Session as IncomingSession
 from trio_vfio._send._answers import Answers
 from trio_vfio._send._buffers import BufferPool
-from trio_vfio._send._device import OutgoingDevice
+from trio_vfio._send._packing import Packing
 from trio_vfio._send._session import Session as OutgoingSession
 
 
@@ -207,7 +207,7 @@ MUTANTS: Final = (
     mutant(
         "a short read taken for a full one",
         "prefix complete no-fault",
-        (OutgoingDevice.read, "memoryview(buffer)[:size]", "memoryview(buffer)"),
+        (Packing.add, "memoryview(buffer)[:count]", "memoryview(buffer)"),
     ),
     mutant(
         "an error after success fails the migration",

@@ -292,7 +292,7 @@ async def test_buffers_go_round(autojump_clock: MockClock) -> None:
 
     async def give() -> None:
         await trio.sleep(5)
-        await pool.give_back(one, [first.pop()])
+        pool.give_back(one, first.pop())
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(give)

@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from trio_vfio import Pending, StateSource
+from trio_vfio import Buffers, Pending, StateSource
 from trio_vfio.testing import check_state_source
 
 STATE = bytes(range(251)) * 1000
@@ -406,3 +406,85 @@ async def test_what_is_wrong_while_it_waits_is_said(
 ) -> None:
     with pytest.raises(AssertionError, match=re.escape(complaint)):
         await check_state_source(Sound, STATE, make_waiting=source)
+
+
+class ReadsAllOfIt(Sound):
+    """A source that is sound in `read_all`, too."""
+
+    async def read_all(self, buffers: Buffers) -> None:
+        while (buffer := buffers.take()) is not None:
+            if not (count := (await self.read_into([buffer]))[0]):
+                return
+            buffers.filled(count)
+
+
+class FillsBehindTheCount(ReadsAllOfIt):
+    async def read_all(self, buffers: Buffers) -> None:
+        buffer = buffers.take()
+        assert buffer is not None
+        buffer[:2] = b"ab"
+        buffers.filled(1)
+
+
+class FillsItAgain(ReadsAllOfIt):
+    async def read_all(self, buffers: Buffers) -> None:
+        buffer = buffers.take()
+        assert buffer is not None
+        buffer[:1] = b"a"
+        buffers.filled(1)
+        buffer[:1] = b"b"
+        await super().read_all(buffers)
+
+
+class FillsTooMuch(ReadsAllOfIt):
+    async def read_all(self, buffers: Buffers) -> None:
+        buffers.take()
+        buffers.filled(4097)
+
+
+class FillsWithNothing(ReadsAllOfIt):
+    async def read_all(self, buffers: Buffers) -> None:
+        buffers.take()
+        buffers.filled(0)
+
+
+class FillsWhatItHasNotTaken(ReadsAllOfIt):
+    async def read_all(self, buffers: Buffers) -> None:
+        buffers.filled(1)
+
+
+class StopsShort(ReadsAllOfIt):
+    async def read_all(self, buffers: Buffers) -> None:
+        self.rest = self.rest[:-1]
+        await super().read_all(buffers)
+
+
+class WaitsForBuffers(ReadsAllOfIt):
+    async def read_all(self, buffers: Buffers) -> None:
+        await super().read_all(buffers)
+        if self.rest:
+            await trio.sleep_forever()
+
+
+async def test_a_sound_read_of_all_passes(autojump_clock: MockClock) -> None:
+    await check_state_source(ReadsAllOfIt, STATE, config=CONFIG, precopy_bytes=PRECOPY)
+    assert trio.current_time() == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        (FillsBehindTheCount, "read_all wrote behind what it says"),
+        (FillsItAgain, "read_all wrote into a buffer that it had filled before"),
+        (FillsTooMuch, "4097 bytes in a buffer of 4096"),
+        (FillsWithNothing, "0 bytes in a buffer of 4096"),
+        (FillsWhatItHasNotTaken, "a buffer was filled that was not taken"),
+        (StopsShort, "250999 bytes were read by read_all, of 251000"),
+        (WaitsForBuffers, "read_all without a second buffer did not end within 10 s"),
+    ],
+)
+async def test_what_is_wrong_with_a_read_of_all_is_said(
+    autojump_clock: MockClock, source: Callable[[], StateSource], complaint: str
+) -> None:
+    with pytest.raises(AssertionError, match=re.escape(complaint)):
+        await check_state_source(source, STATE, config=CONFIG, precopy_bytes=PRECOPY)

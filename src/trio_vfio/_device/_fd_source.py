@@ -12,9 +12,9 @@ import attrs
 import trio
 
 from ._lent import LentDescriptor
-from ._port import Pending
+from ._port import Buffers, Pending
 from ._precopy import PreCopy
-from ._reading import read_buffers
+from ._reading import read_all, read_buffers
 from ._worker import Worker
 
 
@@ -112,6 +112,16 @@ class FdSource:
         )
         self._precopy.read(counts)
         return counts
+
+    async def read_all(self, buffers: Buffers) -> None:
+        """Read to the end of the data, in one worker thread.
+
+        Waits as `read_into`, and leaves the same if it fails, is cancelled or aborted.
+
+        Raises:
+          OSError: as by `read_into`.
+        """
+        await self._worker.run(read_all, self._lent.fd, buffers, self._worker.check)
 
     async def stop(self) -> None:
         """Let everything be read from now on, to the end of the data.

@@ -13,9 +13,9 @@ import trio
 
 from ._expected import Expected
 from ._files import beside, open_regular, read_at_most
-from ._port import Pending
+from ._port import Buffers, Pending
 from ._precopy import PreCopy
-from ._reading import read_buffers
+from ._reading import read_all, read_buffers
 from ._worker import Worker
 
 # What a destination takes: ours, and QEMU's is far below it.
@@ -125,6 +125,16 @@ class FileSource:
         self._rest = max(0, self._rest - sum(counts))
         return counts
 
+    async def read_all(self, buffers: Buffers) -> None:
+        """Read to the end of the data, in one worker thread.
+
+        Leaves the same as `read_into` if it fails, is cancelled or aborted.
+
+        Raises:
+          OSError: as by `read_into`.
+        """
+        await self._worker.run(self._read_all, buffers)
+
     async def stop(self) -> None:
         """Let everything be read from now on, to the end of the file.
 
@@ -180,17 +190,24 @@ class FileSource:
         return blob
 
     def _read(self, buffers: Sequence[memoryview]) -> list[int]:
-        if self._file is None:
-            raise ValueError(f"{self.path}: read before begin")
-        # The descriptor of a file that was closed raises ValueError, too.
-        fd = self._file.fileno()
-        counts = read_buffers(fd, buffers, self._worker.check)
+        counts = read_buffers(self._fileno(), buffers, self._worker.check)
         for buffer, count in zip(buffers, counts, strict=False):
             self._worker.check()
             self._expected.feed(buffer[:count])
         if counts and counts[-1] == 0:
             self._expected.check_whole()
         return counts
+
+    def _read_all(self, buffers: Buffers) -> None:
+        feed = self._expected.feed
+        if read_all(self._fileno(), buffers, self._worker.check, feed):
+            self._expected.check_whole()
+
+    def _fileno(self) -> int:
+        if self._file is None:
+            raise ValueError(f"{self.path}: read before begin")
+        # The descriptor of a file that was closed raises ValueError, too.
+        return self._file.fileno()
 
     def _close(self) -> None:
         if self._file is not None:

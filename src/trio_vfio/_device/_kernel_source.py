@@ -15,8 +15,8 @@ import attrs
 
 from .._wire._config_blob import ConfigBlob
 from ._on_host import OnHost
-from ._port import Pending
-from ._reading import read_buffers
+from ._port import Buffers, Pending
+from ._reading import read_all, read_buffers
 from ._vfio._ioctl import precopy_info
 from ._vfio._states import MigrationState
 
@@ -102,6 +102,16 @@ class KernelSource(OnHost):
             ECANCELED if the source was aborted.
         """
         return await self._worker.run(self._read, buffers)
+
+    async def read_all(self, buffers: Buffers) -> None:
+        """Read to the end of the data, in one worker thread.
+
+        Leaves the same as `read_into` if it fails, is cancelled or aborted.
+
+        Raises:
+          OSError: as by `read_into`.
+        """
+        await self._worker.run(self._read_all, buffers)
 
     async def stop_p2p(self) -> None:
         """Keep the device from accessing others, if it can be kept (PRE_COPY_P2P).
@@ -203,6 +213,9 @@ class KernelSource(OnHost):
     def _read(self, buffers: Sequence[memoryview]) -> list[int]:
         data_fd = self._host.transitions.data_fd
         return read_buffers(data_fd, buffers, self._worker.check)
+
+    def _read_all(self, buffers: Buffers) -> None:
+        read_all(self._host.transitions.data_fd, buffers, self._worker.check)
 
     def _stop_p2p(self) -> None:
         transitions = self._host.transitions

@@ -177,6 +177,45 @@ class StateSource(Protocol):
         ...
 
 
+class Buffers(Protocol):
+    """Empty buffers that a session lends to a `ReadsAll`, one after another.
+
+    For one worker thread at a time, for a call may wait.
+    """
+
+    def take(self) -> memoryview | None:
+        """Wait for the next buffer; it is lent until it is `filled`.
+
+        Returns: None if the session stops. Then the read is to end, too.
+        """
+        ...
+
+    def filled(self, count: int) -> None:
+        """Say that the buffer that was taken last begins with *count* bytes of data.
+
+        Raises:
+          ValueError: if there cannot be so many in it, or there are none.
+        """
+        ...
+
+
+@runtime_checkable
+class ReadsAll(Protocol):
+    """What a `StateSource` may have besides, if it is read in a worker thread anyway.
+
+    That thread then stays for all data behind `StateSource.stop`, while each call of
+    `StateSource.read_into` needs one anew, which takes as long as reading 300 KiB.
+    """
+
+    async def read_all(self, buffers: Buffers) -> None:
+        """Read to the end of the data, into one buffer after another.
+
+        Called once, in place of every `read_into` behind `stop`. It returns when the
+        data has ended, or when there are no more buffers.
+        """
+        ...
+
+
 @runtime_checkable
 class PeerToPeer(Protocol):
     """What a `StateSource` may have besides, if it can access other devices itself.

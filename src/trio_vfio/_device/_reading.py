@@ -12,6 +12,7 @@ from typing import Final, final
 
 import attrs
 
+from ._port import Buffers
 from ._waiting import wait_ready, with_progress
 
 # How long one call waits for more in all once it has something, in seconds.
@@ -69,10 +70,43 @@ def read_buffers(
     return counts
 
 
+def read_all(
+    fd: int,
+    buffers: Buffers,
+    check: Callable[[], None],
+    on_data: Callable[[memoryview], None] | None = None,
+) -> bool:
+    """Fill one buffer after another from *fd*, until its data has ended.
+
+    The first byte of each is waited for, and more as by `read_buffers`.
+
+    Args:
+      check: as for `read_buffers`.
+      on_data: called with what was read into each.
+
+    Raises:
+      OSError: as by `read_buffers`; and if there is no more data, but no end of it.
+
+    Returns: whether it has; False: there are no more buffers.
+    """
+    while (buffer := buffers.take()) is not None:
+        reading = _Reading(fd, check)
+        count = reading.fill(buffer)
+        if count:
+            if on_data is not None:
+                on_data(buffer[:count])
+            buffers.filled(count)
+        elif reading.ending is _Ending.FOR_NOW:
+            raise OSError(errno.ENOMSG, "there is no more data, but no end of it")
+        if reading.ending is _Ending.DATA:
+            return True
+    return False
+
+
 @final
 @attrs.define(eq=False)
 class _Reading:
-    """One call of `read_buffers`."""
+    """One call of `read_buffers`, or one buffer of `read_all`."""
 
     fd: int
     check: Callable[[], None]

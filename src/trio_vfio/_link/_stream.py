@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import socket
 import struct
+import termios
+from array import array
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, Protocol, cast
@@ -15,6 +19,8 @@ _NO_LINGER: Final = struct.pack("ii", 1, 0)
 
 # Of a peer that does not answer, before it counts as gone.
 _PROBES: Final = 3
+
+_PIECE: Final = 256 * 1024
 
 
 class Resets(Protocol):
@@ -69,7 +75,8 @@ async def send_some(
     """Send at least a byte of *buffers*, in order, and return what is left of them.
 
     Plain sockets take as much of all of them as they have room for, with one
-    system call and no copy; any other stream takes the first that is not empty.
+    system call and no copy; any other stream takes up to 256 KiB of the first that is
+    not empty, so that it shows how far it has come.
 
     If cancelled on a plain socket, nothing was sent; else nobody knows what was.
 
@@ -83,11 +90,57 @@ async def send_some(
             count = await stream.socket.sendmsg(left)
         except OSError as error:
             raise trio.BrokenResourceError(f"{error.strerror}") from error
-        while left and count >= len(left[0]):
-            count -= len(left.pop(0))
-        return [left[0][count:], *left[1:]] if left else []
-    await stream.send_all(left[0])
-    return left[1:]
+        return rest_of(left, count)
+    piece = left[0][:_PIECE]
+    await stream.send_all(piece)
+    return rest_of(left, len(piece))
+
+
+def rest_of(buffers: Sequence[memoryview], count: int) -> list[memoryview]:
+    """Return what is left of *buffers* without their first *count* bytes."""
+    left = list(buffers)
+    while left and count >= len(left[0]):
+        count -= len(left.pop(0))
+    return [left[0][count:], *left[1:]] if left else []
+
+
+async def hear(stream: trio.abc.ReceiveStream) -> bytes | bytearray:
+    """Wait for a byte; empty if the stream has ended.
+
+    Its socket may be one that blocks: a thread sends over it (`ThreadSender`).
+
+    If cancelled, nothing was read.
+
+    Raises:
+      trio.BrokenResourceError: if the connection broke.
+      trio.ClosedResourceError: if the stream was closed on this side.
+    """
+    if not isinstance(stream, trio.SocketStream):
+        return await stream.receive_some(1)
+    try:
+        # Trio receives first, and waits if that would block.
+        return await stream.socket.recv(1, getattr(socket, "MSG_DONTWAIT", 0))
+    except OSError as error:
+        if error.errno == errno.EBADF:
+            raise trio.ClosedResourceError("it was closed") from None
+        raise trio.BrokenResourceError(f"{error.strerror}") from error
+
+
+def unacknowledged(stream: trio.abc.Stream) -> int | None:
+    """How many bytes of what was sent the peer's system has not taken; None: unknown.
+
+    Linux: SIOCOUTQ, for TCP and unix sockets.
+    """
+    plain = plain_stream(stream)
+    if not isinstance(plain, trio.SocketStream):
+        return None
+    count = array("i", [0])
+    try:
+        fcntl.ioctl(plain.socket.fileno(), termios.TIOCOUTQ, count)
+    except (OSError, ValueError):
+        # Closed on this side, or no Linux.
+        return None
+    return count[0]
 
 
 async def end(stream: trio.abc.Stream, *, close: bool) -> None:

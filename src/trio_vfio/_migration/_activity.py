@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import final
 
 import attrs
@@ -34,6 +36,9 @@ class Activity:
     _clock: trio.abc.Clock = attrs.field(
         factory=trio.lowlevel.current_clock, init=False
     )
+    _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
+    _waiting: int = attrs.field(default=0, init=False)
+    """Of the calls under way, those that wait for this session; guarded by the lock."""
 
     def touch(self) -> None:
         """Something has happened: bytes came, or a device call ended.
@@ -41,6 +46,18 @@ class Activity:
         May be said in any thread.
         """
         self._last = self._clock.current_time()
+
+    @contextmanager
+    def call_waiting(self) -> Generator[None]:
+        """The device call that runs in this thread waits, and not for its device."""
+        self.touch()
+        with self._lock:
+            self._waiting += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waiting -= 1
 
     def connection_came(self, *, is_main: bool) -> None:
         """A connection of a source is known for what it is."""
@@ -109,12 +126,19 @@ class Activity:
         raise DeadlineExceeded("switchover", seconds, waiting_for())
 
     async def watch_silence(
-        self, since: trio.Event, until: trio.Event, waiting_for: Callable[[], str]
+        self,
+        since: trio.Event,
+        until: trio.Event,
+        waiting_for: Callable[[], str],
+        drained: Callable[[], object] = lambda: None,
     ) -> None:
         """Watch from *since* until *until*, while the other side must not be silent.
 
         Args:
           waiting_for: says what has not come.
+          drained: returns something else when the other side has taken bytes, which
+            nobody else reports here: the system may send what it was given for
+            longer than the deadline. What that says is noticed a little late.
 
         Raises:
           DeadlineExceeded: if nothing happens.
@@ -122,12 +146,16 @@ class Activity:
         if (seconds := self.deadlines.silence) is None:
             return
         await since.wait()
+        before = drained()
         while not until.is_set():
-            if self.calls:
+            if (now := drained()) != before:
+                before = now
+                self.touch()
+            if self.calls > self._waiting:
                 # Its end counts as an event, so it is soon enough to look then.
                 self.touch()
             left = self._last + seconds - trio.current_time()
             if left <= 0:
                 raise DeadlineExceeded("silence", seconds, waiting_for())
-            with trio.move_on_after(left):
+            with trio.move_on_after(left if now is None else min(left, seconds / 8)):
                 await until.wait()

@@ -136,10 +136,10 @@ class OneBuffer:
 
     _data: memoryview | None = attrs.field(alias="data")
 
-    def take(self, _: int) -> list[Buffer]:
+    def take(self, most: int) -> list[Buffer]:
         """Return it, once."""
         data, self._data = self._data, None
         return [Buffer(data)] if data else []
 
-    def written(self, _: Buffer) -> None:
+    def written(self, buffer: Buffer) -> None:
         """Do nothing."""

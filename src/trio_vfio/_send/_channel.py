@@ -1,21 +1,33 @@
-"""One task per multifd channel: packets to a stream, one whole one after another."""
+"""One task per multifd channel: packets to a stream, one whole one after another.
+
+Over a plain socket it is a thread that sends, for as long as the task runs.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import final
 
 import attrs
 import trio
 
 from .._errors import ConnectionLost, PeerProtocolError
-from .._link._stream import send_some
+from .._link._stream import hear, send_some
+from .._link._thread import Interrupted, ThreadSender
 from .._link._tls import why_broken
 from .._migration._activity import Activity
 from .._result import ChannelResult
 from .._trace import Trace
 from .._wire._multifd import INITIAL_SIZE
 from ._answers import Answers
-from ._device import Packet
+from ._line import Line, Packet
+
+
+def _set_event() -> trio.Event:
+    event = trio.Event()
+    event.set()
+    return event
 
 
 @final
@@ -36,6 +48,9 @@ class OutgoingChannel:
     """Set when it is about to wait for its first packet."""
     sending: bool = attrs.field(default=False, init=False)
     """Whether it is in the middle of a packet."""
+    at_rest: trio.Event = attrs.field(factory=_set_event, init=False)
+    """Set while no thread sends."""
+    _sender: ThreadSender | None = attrs.field(default=None, init=False)
     sent: trio.Event = attrs.field(factory=trio.Event, init=False)
     """Set when all packets have gone."""
 
@@ -53,8 +68,8 @@ class OutgoingChannel:
         self.trace("multifd_new_send_channel_async", self.id)
         self.trace("multifd_send_thread_start", self.id)
 
-    async def send(self, packets: trio.MemoryReceiveChannel[Packet]) -> None:
-        """Send what comes out of *packets*, until no more comes.
+    async def send(self, line: Line) -> None:
+        """Send what is handed over by *line*, until no more comes.
 
         If cancelled, part of a packet may have gone.
 
@@ -62,16 +77,73 @@ class OutgoingChannel:
           ConnectionLost: if the connection breaks.
         """
         self.ready.set()
-        async for packet in packets:
-            self.sending = True
-            await self._send([memoryview(packet.header.encode()), packet.data])
-            self.sending = False
-            self.packets += 1
-            device = packet.device
-            if packet.buffer is not None:
-                await device.pool.give_back(device.share, [packet.buffer])
+        sender = ThreadSender.of(self.stream)
+        if sender is None:
+            await self._send_in_task(line)
+        else:
+            await self._run_thread(line, sender)
+        if line.stopped:
+            # Not all has gone, and the cancel is about to come.
+            await trio.sleep_forever()
         self.trace("multifd_send_thread_end", self.id, self.packets)
         self.sent.set()
+
+    def interrupt(self) -> None:
+        """Let the thread end, if there is one: the migration has. Does not wait."""
+        if self._sender is not None:
+            self._sender.interrupt()
+
+    async def _run_thread(self, line: Line, sender: ThreadSender) -> None:
+        self.at_rest = trio.Event()
+        broke: trio.BrokenResourceError | None = None
+        try:
+            with sender, suppress(Interrupted):
+                self._sender = sender
+                await trio.to_thread.run_sync(
+                    self._send_in_thread, line, sender, limiter=trio.CapacityLimiter(1)
+                )
+        except trio.BrokenResourceError as error:
+            broke = error
+        finally:
+            self._sender = None
+            self.at_rest.set()
+        if broke is not None:
+            await self._lost(_broke(broke), broke)
+
+    def _send_in_thread(self, line: Line, sender: ThreadSender) -> None:
+        while (packet := line.take_in_thread()) is not None:
+            left = self._begin(packet)
+            while left:
+                before = left
+                left = sender.send_some(left)
+                self._count(before, left)
+            self._end(packet, line)
+
+    async def _send_in_task(self, line: Line) -> None:
+        while (packet := await line.take()) is not None:
+            left = self._begin(packet)
+            while left:
+                before = left
+                try:
+                    left = await send_some(self.stream, left)
+                except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                    await self._lost(_broke(error), error)
+                    return
+                self._count(before, left)
+            self._end(packet, line)
+
+    def _begin(self, packet: Packet) -> list[memoryview]:
+        self.sending = True
+        return [memoryview(packet.header.encode()), packet.data]
+
+    def _count(self, before: Sequence[memoryview], left: Sequence[memoryview]) -> None:
+        self.sent_bytes += sum(map(len, before)) - sum(map(len, left))
+        self.activity.touch()
+
+    def _end(self, packet: Packet, line: Line) -> None:
+        self.sending = False
+        self.packets += 1
+        line.sent(packet)
 
     async def watch(self) -> None:
         """Notice if the destination closes the channel before all packets have gone.
@@ -81,7 +153,7 @@ class OutgoingChannel:
           PeerProtocolError: if it says something, which no destination does.
         """
         try:
-            data = await self.stream.receive_some(1)
+            data = await hear(self.stream)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             await self._lost(_broke(error), error)
             return
@@ -89,18 +161,6 @@ class OutgoingChannel:
             reason = "the destination sends on a channel that is not its own"
             raise PeerProtocolError(reason, channel=self.name)
         await self._lost("the destination closed it before all was sent")
-
-    async def _send(self, buffers: list[memoryview]) -> None:
-        left = buffers
-        while left:
-            before = sum(map(len, left))
-            try:
-                left = await send_some(self.stream, left)
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                await self._lost(_broke(error), error)
-                return
-            self.sent_bytes += before - sum(map(len, left))
-            self.activity.touch()
 
     async def _lost(self, reason: str, cause: Exception | None = None) -> None:
         # What has just been sent is known to be only a step later.

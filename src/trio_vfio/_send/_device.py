@@ -13,7 +13,7 @@ from typing import Any, Final, cast, final
 import attrs
 import trio
 
-from .._device._port import PeerToPeer, Pending, StateSource
+from .._device._port import PeerToPeer, Pending, ReadsAll, StateSource
 from .._migration._calls import DeviceCalls
 from .._migration._position import Position
 from .._migration._progress import DeviceProgress
@@ -21,9 +21,10 @@ from .._result import DeviceState
 from .._trace import Trace
 from .._wire._limits import MAX_CONFIG
 from .._wire._main_events import Section
-from .._wire._multifd import StateFlag, StateHeader
 from .._wire._vfio_section import encode_config
 from ._buffers import BufferPool, Share
+from ._line import Line
+from ._packing import LentBuffers, Packing
 
 MOST_BUFFERS: Final = 16
 """How many buffers one call of a device fills at most."""
@@ -34,23 +35,12 @@ _LONG: Final = 0.02
 
 @final
 @attrs.define(eq=False)
-class Packet:
-    """A device-state packet that waits for a channel."""
-
-    header: StateHeader
-    data: memoryview
-    device: OutgoingDevice
-    buffer: bytearray | None = None
-    """What holds the data, to be given back once it was sent."""
-
-
-@final
-@attrs.define(eq=False)
 class OutgoingDevice:
     """A device that is being saved.
 
-    Two tasks move it after `stop`: `read` fills buffers as long as there are
-    any, and `hand_over` waits in line for a channel, packet by packet.
+    After `stop`, `read` fills buffers as long as there are any, and puts what is in
+    them in line for a channel, packet by packet: in one thread that stays where the
+    source `ReadsAll`, else with a call for several buffers.
     """
 
     calls: DeviceCalls
@@ -59,7 +49,7 @@ class OutgoingDevice:
     """Its START section, which names it."""
     position: Position
     progress: DeviceProgress
-    pool: BufferPool
+    line: Line
     share: Share
     trace: Trace
 
@@ -74,18 +64,29 @@ class OutgoingDevice:
     handed_over: trio.Event = attrs.field(factory=trio.Event, init=False)
     """Set when its last packet was taken by a channel."""
     _stopped_at: float = attrs.field(default=0.0, init=False)
-    _put: trio.MemorySendChannel[Packet] = attrs.field(init=False)
-    _packets: trio.MemoryReceiveChannel[Packet] = attrs.field(init=False)
+    _packing: Packing = attrs.field(init=False)
+    _lent: LentBuffers | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
-        # Beside a config, no more than the device's share of buffers gets here.
-        size = self.share.limit + 1
-        self._put, self._packets = trio.open_memory_channel[Packet](size)
+        lane = self.line.lane(self.progress, self.share, self._note_end)
+        self._packing = Packing(self.section, self.position, self.line, lane)
+
+    @property
+    def pool(self) -> BufferPool:
+        """Where its buffers come from."""
+        return self.line.pool
 
     @property
     def name(self) -> str:
         """What messages call it."""
         return self.calls.name
+
+    @property
+    def call_under_way(self) -> str | None:
+        """What it is doing; None: nothing, or nothing but waiting for a buffer."""
+        if self._lent is not None and self._lent.waiting:
+            return None
+        return self.calls.running
 
     async def begin(self) -> None:
         """Make the device ready.
@@ -115,7 +116,7 @@ class OutgoingDevice:
         # QEMU's precopy is all that is left, and nothing comes after the switchover.
         self.trace("vfio_state_pending_exact", self.name, left, 0, left, initial, dirty)
 
-    async def read_block(self, buffer: bytearray) -> memoryview:
+    async def read_block(self, buffer: memoryview) -> memoryview:
         """Read one block of pre-copy data; empty if there is no more for now.
 
         Raises:
@@ -129,7 +130,10 @@ class OutgoingDevice:
         else:
             self.trace("vfio_save_block_precopy_empty_hit", self.name)
         data = memoryview(buffer)[:count]
-        await self._count(data)
+        if self.position.digest is not None:
+            self.position.digest.update(data)
+        self.position.bytes += count
+        await self._after_digest()
         self.progress.precopy_bytes += count
         self._subtract(count)
         left = self.pending
@@ -167,11 +171,31 @@ class OutgoingDevice:
           DeviceError: if the device fails.
         """
         self._trace_start()
-        idx, count = 0, 1
+        if isinstance(self.source, ReadsAll):
+            await self._read_all(self.source)
+        else:
+            await self._read_in_runs()
+        self.position.idx = None
+        self._packing.add_config(await self._config())
+        # Unlike elsewhere, 1 is success.
+        self.trace("vfio_save_complete_precopy_thread_end", self.name, 1)
+
+    async def _read_all(self, source: ReadsAll) -> None:
+        lent = self._lent = LentBuffers(self._packing, self.calls.activity)
+        try:
+            await self.calls.call("read", source.read_all, lent)
+        finally:
+            lent.give_back()
+        if self.line.stopped:
+            # There is more to read, and the cancel is about to come.
+            await trio.sleep_forever()
+
+    async def _read_in_runs(self) -> None:
+        count = 1
         at_end = False
         while not at_end:
             buffers = await self.pool.take(self.share, count)
-            self.position.idx = idx
+            self.position.idx = self._packing.idx
             began = trio.current_time()
             counts = await self._read(buffers)
             count = self._next_count(count, trio.current_time() - began)
@@ -180,16 +204,9 @@ class OutgoingDevice:
             at_end = counts[-1] == 0
             filled = len(counts) - at_end
             for buffer, size in zip(buffers, counts[:filled], strict=False):
-                data = memoryview(buffer)[:size]
-                await self._count(data)
-                await self._queue(Packet(self._header(idx, size), data, self, buffer))
-                idx += 1
-            await self.pool.give_back(self.share, buffers[filled:])
-        self.position.idx = None
-        await self._queue(await self._config(idx))
-        self._put.close()
-        # Unlike elsewhere, 1 is success.
-        self.trace("vfio_save_complete_precopy_thread_end", self.name, 1)
+                self._packing.add(buffer, size)
+                await self._after_digest()
+            self.pool.give_back(self.share, *buffers[filled:])
 
     def _trace_start(self) -> None:
         section = self.section
@@ -199,20 +216,6 @@ class OutgoingDevice:
             section.idstr,
             section.instance_id,
         )
-
-    async def hand_over(self, to: trio.MemorySendChannel[Packet]) -> None:
-        """Hand all packets over, in order of their index, whenever a channel is idle.
-
-        All devices wait in one line, each with one packet, so that each has its
-        turn. If cancelled, the packets are dropped.
-        """
-        async for packet in self._packets:
-            await to.send(packet)
-            self.progress.queued_bytes -= len(packet.data)
-            if not packet.header.is_config:
-                self.progress.buffers += 1
-        self.progress.seconds = trio.current_time() - self._stopped_at
-        self.handed_over.set()
 
     async def finish(self) -> None:
         """Let go of the device, whose state now lives on elsewhere.
@@ -234,7 +237,7 @@ class OutgoingDevice:
         # Half of the share, so that the other half is sent meanwhile.
         return max(1, min(2 * count, MOST_BUFFERS, self.share.limit // 2))
 
-    async def _read(self, buffers: Sequence[bytearray]) -> list[int]:
+    async def _read(self, buffers: Sequence[memoryview]) -> list[int]:
         views = [memoryview(buffer) for buffer in buffers]
         counts = await self.calls.call("read", self.source.read_into, views)
         if not _are_counts(counts, len(views), self.pool.size):
@@ -248,16 +251,14 @@ class OutgoingDevice:
         at = self.position
         return self.calls.error("read", reason, idx=at.idx, offset=at.bytes)
 
-    async def _count(self, data: memoryview) -> None:
+    async def _after_digest(self) -> None:
         if self.position.digest is not None:
-            self.position.digest.update(data)
             # Not in a thread, for this is above the port; but not all in one go.
             await trio.lowlevel.checkpoint()
-        self.position.bytes += len(data)
 
-    async def _queue(self, packet: Packet) -> None:
-        self.progress.queued_bytes += len(packet.data)
-        await self._put.send(packet)
+    def _note_end(self) -> None:
+        self.progress.seconds = trio.current_time() - self._stopped_at
+        self.handed_over.set()
 
     def _subtract(self, count: int) -> None:
         """Take note that *count* bytes of what was pending have been read."""
@@ -272,11 +273,7 @@ class OutgoingDevice:
             dirty_bytes=max(0, dirty - (count - from_initial)),
         )
 
-    def _header(self, idx: int, size: int) -> StateHeader:
-        name, instance_id = self.section.idstr, self.section.instance_id
-        return StateHeader(name, idx, size, instance_id=instance_id)
-
-    async def _config(self, idx: int) -> Packet:
+    async def _config(self) -> bytes:
         self.trace("vfio_save_device_config_state", self.name)
         blob: Any = await self.calls.call("config", self.source.config)
         if not isinstance(blob, bytes):
@@ -287,9 +284,7 @@ class OutgoingDevice:
         self.progress.config_bytes = len(blob)
         if self.position.digest is not None:
             self.progress.config_sha256 = hashlib.sha256(blob).hexdigest()
-        data = memoryview(encode_config(blob))
-        header = attrs.evolve(self._header(idx, len(data)), flags=StateFlag.CONFIG)
-        return Packet(header, data, self)
+        return encode_config(blob)
 
 
 def _are_counts(given: Any, buffers: int, size: int) -> bool:

@@ -145,6 +145,11 @@ async def open_outgoing(
     that can do so by itself (see *where* of `open_incoming`): what closes a unix
     socket, or was killed, looks as if it had all devices.
 
+    Over a plain socket (`trio.SocketStream`) each channel sends in a thread of its
+    own, and its socket blocks meanwhile, so nobody else may use it; a source that
+    `ReadsAll` is read in one. They have ended when the block has, also after a fault
+    or a cancel, which wakes them. All other streams and sources are left to tasks.
+
     Args:
       where: an address (``tcp:HOST:PORT``, ``unix:PATH``), or a function that
         opens a connection; called once for the main channel and then once for
@@ -164,7 +169,8 @@ async def open_outgoing(
       digests: whether to compute SHA-256 digests of what is sent.
       buffer_size: how much data a packet holds at most, in bytes; up to 1 MiB.
       max_queued_bytes: how much of a device's state may wait in memory for a
-        channel. A device may always fill one buffer.
+        channel, or be sent. A device may always fill one buffer. One that is read
+        in a thread gets no more than what keeps all channels busy.
       max_session_bytes: the same for all devices together.
       ssl_context: for a client; every connection is then TLS.
       server_hostname: what the destination's certificate must be for; None: the

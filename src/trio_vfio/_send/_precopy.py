@@ -112,9 +112,9 @@ class Precopy:
                 if device.pending.initial_bytes or device.pending.dirty_bytes
             ]
         self._seconds += trio.current_time() - began
-        await self.pool.give_back(share, buffers)
+        self.pool.give_back(share, *buffers)
 
-    async def _part(self, device: OutgoingDevice, buffer: bytearray) -> None:
+    async def _part(self, device: OutgoingDevice, buffer: memoryview) -> None:
         data = await device.read_block(buffer)
         says_so = (
             self.acks > 0

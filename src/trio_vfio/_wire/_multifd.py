@@ -90,7 +90,7 @@ _PACKET_FLAGS: Final = int(
 )
 _STATE_FLAGS: Final = int(StateFlag.CONFIG)
 
-_ALL_STATE_FLAGS: Final = (StateFlag(0), StateFlag.CONFIG)
+_ALL_STATE_FLAGS: Final[list[StateFlag]] = [StateFlag(0), StateFlag.CONFIG]
 """By their number: to look one up takes a tenth of the time that making it does."""
 
 
@@ -285,8 +285,8 @@ class DeviceNames:
         if not 0 <= size <= MAX_PACKET_PAYLOAD - _VFIO.size:
             return None
         idstr, instance_id = name
-        known = _ALL_STATE_FLAGS[flags]
-        return StateHeader(idstr, idx, size, known, instance_id, offset)
+        meaning: StateFlag = _ALL_STATE_FLAGS[flags]
+        return StateHeader(idstr, idx, size, meaning, instance_id, offset)
 
 
 def _padded_idstr_untrusted(raw: bytes) -> str:

@@ -9,7 +9,7 @@ import attrs
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from .._device._port import Pending, StateSource
+from .._device._port import Pending, ReadsAll, StateSource
 from ._contract import (
     PATIENCE,
     CallInTask,
@@ -18,6 +18,7 @@ from ._contract import (
     first_difference,
     require,
 )
+from ._lent_memory import LentMemory
 
 # What one read after the other is offered: as little as can be, odd sizes, and as
 # much as sessions offer.
@@ -41,6 +42,8 @@ async def check_state_source(
 ) -> None:
     """Drive sources the way sessions do, and check that they keep to `StateSource`.
 
+    And to `ReadsAll`, if they have that.
+
     Each part of the check makes a new source and leaves it finished or aborted.
     With a source that works in threads, run it on Trio's own clock: an autojump
     clock jumps past what a thread still does. A call that neither ends by itself
@@ -61,7 +64,9 @@ async def check_state_source(
       AssertionError: if the source breaks the contract; says where and how.
     """
     facts = _Facts(state, config, precopy_bytes)
-    await _check_whole_state(make(), facts)
+    first = make()
+    reads_all = isinstance(first, ReadsAll)
+    await _check_whole_state(first, facts)
     await _check_no_precopy(make(), facts)
     await _check_abort_after_begin(make())
     await _check_abort_during_precopy(make(), facts)
@@ -70,8 +75,12 @@ async def check_state_source(
     await _check_read_when_cancelled(make())
     for waits in [False] if make_waiting is None else [False, True]:
         source = make_waiting if make_waiting is not None and waits else make
-        await _check_cancelled_read(source(), waits=waits)
-        await _check_aborted_read(source(), waits=waits)
+        for at_once in [False, True] if reads_all else [False]:
+            await _check_cancelled_read(source(), waits=waits, at_once=at_once)
+            await _check_aborted_read(source(), waits=waits, at_once=at_once)
+    if reads_all:
+        await _check_read_all(make(), facts)
+        await _check_no_more_buffers(make())
 
 
 @attrs.frozen
@@ -226,11 +235,10 @@ async def _check_config(source: StateSource, config: bytes | None) -> None:
         )
 
 
-def _check_data(reader: _Reader, state: bytes | None, how: str) -> None:
+def _check_same(got: bytearray, state: bytes | None, how: str) -> None:
     if state is None:
         return
-    got = bytes(reader.data)
-    at = first_difference(state, got)
+    at = first_difference(got, state)
     require(
         at is None,
         f"{len(got)} bytes were read {how}, of {len(state)}; they differ at byte {at}:"
@@ -246,7 +254,7 @@ async def _check_whole_state(source: StateSource, facts: _Facts) -> None:
     await reader.read_rest()
     await _check_config(source, facts.config)
     await call("finish", source.finish())
-    _check_data(reader, facts.state, "before and after stop")
+    _check_same(reader.data, facts.state, "before and after stop")
 
 
 async def _check_no_precopy(source: StateSource, facts: _Facts) -> None:
@@ -255,9 +263,30 @@ async def _check_no_precopy(source: StateSource, facts: _Facts) -> None:
     reader = _Reader(source, facts.size)
     await _begin_and_stop(source)
     await reader.read_rest()
-    _check_data(reader, facts.state, "after stop alone")
+    _check_same(reader.data, facts.state, "after stop alone")
     await _check_config(source, facts.config)
     await call("abort after config", source.abort())
+
+
+async def _check_read_all(source: StateSource, facts: _Facts) -> None:
+    lent = LentMemory()
+    await _begin_and_stop(source)
+    assert isinstance(source, ReadsAll)
+    await call("read_all", source.read_all(lent))
+    lent.check()
+    _check_same(lent.data, facts.state, "by read_all")
+    await _check_config(source, facts.config)
+    await call("finish", source.finish())
+
+
+async def _check_no_more_buffers(source: StateSource) -> None:
+    lent = LentMemory(most=1)
+    await _begin_and_stop(source)
+    assert isinstance(source, ReadsAll)
+    # As after a fault: a cancel comes, too, but this must not wait for it.
+    await call("read_all without a second buffer", source.read_all(lent))
+    lent.check()
+    await call("abort when there were no more buffers", source.abort())
 
 
 async def _check_abort_after_begin(source: StateSource) -> None:
@@ -295,11 +324,13 @@ async def _check_read_when_cancelled(source: StateSource) -> None:
         raise abort
 
 
-async def _check_cancelled_read(source: StateSource, *, waits: bool) -> None:
+async def _check_cancelled_read(
+    source: StateSource, *, waits: bool, at_once: bool
+) -> None:
     await _begin_and_stop(source)
-    read = CallInTask("read", "cancelled")
+    read = CallInTask(_name(at_once=at_once), "cancelled")
     async with trio.open_nursery() as nursery:
-        had_left = await _start_read(source, read, nursery)
+        had_left = await _start_read(source, read, nursery, at_once=at_once)
         read.scope.cancel(reason="the check says so")
         await read.wait_left()
         # Also for what the check itself is left with if the read has not.
@@ -308,18 +339,20 @@ async def _check_cancelled_read(source: StateSource, *, waits: bool) -> None:
     _check_cancelled(read)
     require(
         not waits or read.scope.cancelled_caught,
-        "read returned when it was cancelled, but had read nothing: raise"
+        f"{read.name} returned when it was cancelled, but had read nothing: raise"
         " trio.Cancelled then",
     )
     if abort is not None:
         raise abort
 
 
-async def _check_aborted_read(source: StateSource, *, waits: bool) -> None:
+async def _check_aborted_read(
+    source: StateSource, *, waits: bool, at_once: bool
+) -> None:
     await _begin_and_stop(source)
-    read = CallInTask("read", "aborted")
+    read = CallInTask(_name(at_once=at_once), "aborted")
     async with trio.open_nursery() as nursery:
-        had_left = await _start_read(source, read, nursery)
+        had_left = await _start_read(source, read, nursery, at_once=at_once)
         abort = await complaint("abort during a read", source.abort())
         await read.wait_left()
         read.scope.cancel(reason="the check is over")
@@ -329,11 +362,18 @@ async def _check_aborted_read(source: StateSource, *, waits: bool) -> None:
         raise abort
 
 
+def _name(*, at_once: bool) -> str:
+    return "read_all" if at_once else "read"
+
+
 async def _start_read(
-    source: StateSource, read: CallInTask, nursery: trio.Nursery
+    source: StateSource, read: CallInTask, nursery: trio.Nursery, *, at_once: bool
 ) -> bool:
     """Start to read in a task, until it waits; return whether it has left by then."""
-    nursery.start_soon(read.run, source.read_into, _Reader(source).offer())
+    if at_once and isinstance(source, ReadsAll):
+        nursery.start_soon(read.run, source.read_all, LentMemory())
+    else:
+        nursery.start_soon(read.run, source.read_into, _Reader(source).offer())
     # But not for ever for others that always have something to do.
     with trio.move_on_after(PATIENCE):
         await wait_all_tasks_blocked()
@@ -353,4 +393,6 @@ def _check_cancelled(read: CallInTask) -> None:
         "look for the cancel before every wait and between buffers: in a thread with"
         " trio.from_thread.check_cancelled(), elsewhere with a checkpoint"
     )
-    require(read.error is None, f"read raised {read.error!r} when it was cancelled")
+    require(
+        read.error is None, f"{read.name} raised {read.error!r} when it was cancelled"
+    )
