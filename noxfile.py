@@ -51,6 +51,16 @@ def vm(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """Measure how fast it is; arguments are those of `python -m benchmarks`.
+
+    Takes Linux, a C compiler and make.
+    """
+    session.install("-e", ".[cli]", *group("bench"))
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style, and the rules of asynchronous code that ruff lacks."""
     session.install(*group("lint"))
@@ -61,7 +71,7 @@ def lint(session: nox.Session) -> None:
     # Condition is held.
     off = "ASYNC100,ASYNC114,ASYNC910,ASYNC911,ASYNC912,ASYNC913"
     check = ("flake8-async", "--enable=ASYNC")
-    session.run(*check, f"--disable={off}", *sources("src", "examples"))
+    session.run(*check, f"--disable={off}", *sources("src", "examples", "benchmarks"))
     # 124: the fakes of tests are async where what they stand for is.
     session.run(*check, f"--disable={off},ASYNC124", *sources("tests"))
 

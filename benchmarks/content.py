@@ -17,7 +17,7 @@ _STAMP: Final = struct.Struct("=QQ")
 _FILL: Final = b"\x5a"
 
 
-class Damaged(Exception):
+class DamageError(Exception):
     """A device did not get what was sent."""
 
 
@@ -32,15 +32,15 @@ def check_state(fd: int, device: int, size: int, packet: int) -> None:
     """Check that the file *fd* holds what `write_state` writes, and no more.
 
     Raises:
-      Damaged: if it does not.
+      DamageError: if it does not.
     """
     found = os.fstat(fd).st_size
     if found != size:
-        raise Damaged(f"device {device} has {found} bytes of {size}")
+        raise DamageError(f"device {device} has {found} bytes of {size}")
     fill = _FILL * (packet - _STAMP.size)
     for idx in range(size // packet):
         if os.pread(fd, packet, idx * packet) != _STAMP.pack(device, idx) + fill:
-            raise Damaged(f"device {device}: packet {idx} is not what was sent")
+            raise DamageError(f"device {device}: packet {idx} is not what was sent")
 
 
 def write_zeros(fd: int, size: int) -> None:

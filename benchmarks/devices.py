@@ -12,8 +12,8 @@ from typing import Final, final
 import attrs
 
 from .cases import MIB, Case, Medium
-from .content import check_state, write_state, write_zeros
 from .contenders import c_program
+from .content import check_state, write_state, write_zeros
 from .program import program
 
 _PIPE_SIZE: Final = MIB
@@ -45,7 +45,7 @@ class Memory:
         """Check what was loaded.
 
         Raises:
-          Damaged: if it is not what was sent.
+          DamageError: if it is not what was sent.
         """
         for device, room in enumerate(self.rooms):
             check_state(room.fileno(), device, self.size, self.case.packet)
@@ -99,7 +99,7 @@ async def sinks(memory: Memory, *, keep: bool) -> AsyncGenerator[Ends]:
                     files.append(kept)
                     continue
                 out, into = _pipe(opened)
-                command = (*c_program("drain"), f"--us-per-mib={case.us_per_mib}")
+                command = c_program("drain", f"--us-per-mib={case.us_per_mib}")
                 fds = (kept.fileno(),) if keep else ()
                 check = tuple(f"--check={fd}" for fd in fds)
                 drain = program((*command, *check), fds, stdin=out)

@@ -18,7 +18,7 @@ from .contenders import ROOT, Command
 _TAIL: Final = 2000
 
 
-class ProgramFailed(Exception):
+class ProgramError(Exception):
     """A program did not do what it should; says which, and its last words."""
 
 
@@ -63,13 +63,13 @@ class Program:
         while b"\n" not in self._heard:
             more = await self._stdout.receive_some()
             if not more:
-                raise ProgramFailed(f"{self.name} ended without a word")
+                raise ProgramError(f"{self.name} ended without a word")
             self._heard += more
         line, _, self._heard = self._heard.partition(b"\n")
         try:
             return dict(json.loads(line))
         except ValueError:
-            raise ProgramFailed(f"{self.name} said {line!r}") from None
+            raise ProgramError(f"{self.name} said {line!r}") from None
 
 
 @asynccontextmanager
@@ -88,7 +88,7 @@ async def program(
       fds: what it inherits besides its standard streams.
 
     Raises:
-      ProgramFailed: in a group: if it ends with another status than 0.
+      ProgramError: in a group: if it ends with another status than 0.
     """
     name = " ".join(command[:4])
     with tempfile.TemporaryFile() as stderr:
@@ -104,21 +104,20 @@ async def program(
             deliver_cancel=_kill,
         )
 
-        async def run(task_status: trio.TaskStatus[trio.Process]) -> None:
+        # What starts is the process.
+        async def run(task_status: trio.TaskStatus[trio.Process]) -> None:  # noqa: ASYNC128
             ended = await start(task_status=task_status)
             if ended.returncode:
                 stderr.seek(0)
                 said = stderr.read()[-_TAIL:].decode(errors="backslashreplace")
-                raise ProgramFailed(
-                    f"{name}: status {ended.returncode}: {said.strip()}"
-                )
+                raise ProgramError(f"{name}: status {ended.returncode}: {said.strip()}")
 
         async with trio.open_nursery() as nursery:
             process: trio.Process = await nursery.start(run)
             yield Program(name, process.stdout or _Nothing())
 
 
-async def _kill(process: trio.Process) -> None:
+async def _kill(process: trio.Process) -> None:  # noqa: ASYNC124, as Trio wants it
     process.kill()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import attrs
+
 from trio_vfio.testing import MainStream, config_packet
 
 from .programs.packet import HEADER_SIZE, SWITCHOVER_START, idstr

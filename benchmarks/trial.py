@@ -11,7 +11,7 @@ import attrs
 from .cases import Case, Task
 from .contenders import REFERENCE, Command, Contender, made_up
 from .devices import Ends, Memory, nowhere, sinks, sources
-from .program import Program, ProgramFailed, Usage, program
+from .program import Program, ProgramError, Usage, program
 from .stream import StreamFiles
 
 
@@ -44,7 +44,7 @@ class Trial:
         """Let *contender* do it.
 
         Raises:
-          ProgramFailed, Damaged: in a group.
+          ProgramError, DamageError: in a group.
         """
         if self.verify:
             self.memory.clear()
@@ -59,7 +59,7 @@ class Trial:
                 sent, received = await self._whole(contender)
                 outcome = _outcome(sent.seconds, sent, received)
         if not sent.bytes == received.bytes == self.memory.total:
-            raise ProgramFailed(
+            raise ProgramError(
                 f"{contender.name}: {sent.bytes} bytes were sent and {received.bytes}"
                 f" received, of {self.memory.total}"
             )

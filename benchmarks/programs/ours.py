@@ -5,20 +5,21 @@ from __future__ import annotations
 import time
 
 import trio
+
 import trio_vfio
 
 from .arguments import Receive, Send, main
+from .connections import HOST, SETTLE
 from .packet import idstr
 from .usage import Usage, announce
 
 _MARK = 8
 """Bytes of the marks that a config travels between."""
-_SETTLE = 0.1
 
 
 async def _receive(job: Receive) -> None:
     sinks = {idstr(number): trio_vfio.FdDevice(fd) for number, fd in enumerate(job.fds)}
-    async with trio_vfio.open_incoming("tcp:127.0.0.1:0", sinks) as incoming:
+    async with trio_vfio.open_incoming(f"tcp:{HOST}:0", sinks) as incoming:
         (address,) = incoming.addresses
         announce(int(address.rpartition(":")[2]))
         usage = Usage()
@@ -41,12 +42,12 @@ async def _send(job: Send) -> None:
 
     async def stop_guest() -> None:
         nonlocal began
-        await trio.sleep(_SETTLE)
+        await trio.sleep(SETTLE)
         began = time.monotonic()
 
     usage = Usage()
     async with trio_vfio.open_outgoing(
-        f"tcp:127.0.0.1:{job.port}",
+        f"tcp:{HOST}:{job.port}",
         sources,
         channels=job.channels,
         buffer_size=job.packet,

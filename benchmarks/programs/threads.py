@@ -9,17 +9,16 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Final, final
+from typing import final
 
 import attrs
 
 from . import packet
 from .arguments import Receive, Send, main
 from .buffers import Pool
+from .connections import HOST, SETTLE, no_delay, open_connections
+from .descriptors import read_into, write_all
 from .usage import Usage, announce
-
-_SETTLE: Final = 0.1
-
 
 # --- Destination
 
@@ -53,10 +52,11 @@ class _Device:
         while not is_config:
             buffer, size, is_config = self._take()
             if is_config:
-                if buffer[:size] != self._config:
+                if bytes(buffer[:size]) != self._config:
                     raise packet.ProtocolError("another config than was sent")
             else:
-                self._write_all(buffer[:size])
+                write_all(self._fd, buffer[:size])
+                self.written += size
             self._pool.give_back(buffer)
 
     def _take(self) -> tuple[memoryview, int, bool]:
@@ -67,12 +67,6 @@ class _Device:
             self._due += 1
             self._moved.notify_all()
             return taken
-
-    def _write_all(self, data: memoryview) -> None:
-        while data:
-            count = os.write(self._fd, data)
-            self.written += count
-            data = data[count:]
 
 
 @final
@@ -132,7 +126,7 @@ class _Destination:
 
 def _receive(job: Receive) -> None:
     destination = _Destination(job)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server((HOST, 0)) as listener:
         announce(listener.getsockname()[1])
         usage = Usage()
         destination.run(listener)
@@ -162,7 +156,7 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
 
 def _accept(listener: socket.socket) -> socket.socket:
     connection, _ = listener.accept()
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    no_delay(connection)
     return connection
 
 
@@ -182,30 +176,34 @@ class _Source:
         self._job = job
         self._unused = queue.SimpleQueue[memoryview]()
         self._queued = queue.SimpleQueue[_Packet | None]()
+        self._moved = [0] * len(job.fds)
         pool = Pool(job.packet)
         for _ in range(2 * job.channels + len(job.fds)):
             self._unused.put(pool.take())
 
-    def run(self, channels: Sequence[socket.socket]) -> int:
-        """Send all state. Returns how much it was."""
+    @property
+    def moved(self) -> int:
+        return sum(self._moved)
+
+    def run(self, channels: Sequence[socket.socket]) -> None:
         readers = [_start(self._read, *each) for each in enumerate(self._job.fds)]
         senders = [_start(self._send, each) for each in channels]
         _join(readers)
         for _ in senders:
             self._queued.put(None)
         _join(senders)
-        return sum(os.fstat(fd).st_size for fd in self._job.fds)
 
     def _read(self, device: int, fd: int) -> None:
         name = packet.padded_idstr(device)
         idx = 0
         while True:
             buffer = self._unused.get()
-            size = _read_into(fd, buffer)
+            size = read_into(fd, buffer)
             if not size:
                 break
             header = packet.Header(name, idx, size, is_config=False)
             self._queued.put(_Packet(header, buffer[:size], buffer))
+            self._moved[device] += size
             idx += 1
         self._unused.put(buffer)
         config = self._job.config
@@ -223,46 +221,16 @@ class _Source:
                 self._unused.put(each.buffer)
 
 
-def _read_into(fd: int, buffer: memoryview) -> int:
-    """Fill *buffer* as far as there is data. Returns how far."""
-    got = 0
-    while got < len(buffer):
-        count = os.readv(fd, [buffer[got:]])
-        if not count:
-            break
-        got += count
-    return got
-
-
 def _send(job: Send) -> None:
     source = _Source(job)
     usage = Usage()
-    main_channel = _connect(job.port)
-    channels = [_open_channel(job.port, number) for number in range(job.channels)]
-    main_channel.sendall(job.before)
-    time.sleep(_SETTLE)
+    connections = open_connections(job)
+    time.sleep(SETTLE)
     began = time.monotonic()
-    main_channel.sendall(packet.SWITCHOVER_START)
-    moved = source.run(channels)
-    main_channel.sendall(job.after)
-    for channel in channels:
-        channel.close()
-    main_channel.shutdown(socket.SHUT_WR)
-    if main_channel.recv(1):
-        raise packet.ProtocolError("the destination answers")
-    usage.finish(moved=moved, seconds=time.monotonic() - began)
-
-
-def _connect(port: int) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", port))
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return connection
-
-
-def _open_channel(port: int, number: int) -> socket.socket:
-    channel = _connect(port)
-    channel.sendall(packet.pack_initial(number))
-    return channel
+    connections.main.sendall(packet.SWITCHOVER_START)
+    source.run(connections.channels)
+    connections.finish(job.after)
+    usage.finish(moved=source.moved, seconds=time.monotonic() - began)
 
 
 # --- Threads, of which one that fails ends the program.
@@ -272,7 +240,8 @@ def _start(function: Callable[..., None], *arguments: object) -> threading.Threa
     def run() -> None:
         try:
             function(*arguments)
-        except BaseException:
+        # Whatever it is, the others would wait for this thread for ever.
+        except Exception:  # noqa: BLE001
             traceback.print_exc()
             os._exit(1)
 
