@@ -16,6 +16,9 @@ import trio
 from .contenders import ROOT, Command
 
 _TAIL: Final = 2000
+"""How many bytes of what a program has said are worth repeating."""
+_LAST_WORDS: Final = 0.5
+"""Seconds until a program is killed when all are to end."""
 
 
 class ProgramError(Exception):
@@ -49,6 +52,8 @@ class Program:
 
     name: str
     _stdout: trio.abc.ReceiveStream = attrs.field(alias="stdout")
+    _ended: trio.Event = attrs.field(alias="ended")
+    """Set when it has ended with status 0; with another, the block is cancelled."""
     _heard: bytes = attrs.field(default=b"", init=False)
 
     async def port(self) -> int:
@@ -63,6 +68,7 @@ class Program:
         while b"\n" not in self._heard:
             more = await self._stdout.receive_some()
             if not more:
+                await self._ended.wait()
                 raise ProgramError(f"{self.name} ended without a word")
             self._heard += more
         line, _, self._heard = self._heard.partition(b"\n")
@@ -90,7 +96,6 @@ async def program(
     Raises:
       ProgramError: in a group: if it ends with another status than 0.
     """
-    name = " ".join(command[:4])
     with tempfile.TemporaryFile() as stderr:
         start = partial(
             trio.run_process,
@@ -103,21 +108,37 @@ async def program(
             cwd=ROOT,
             deliver_cancel=_kill,
         )
+        name = " ".join(command[:4])
+        ended = trio.Event()
 
-        # What starts is the process.
+        # What says that it has started is in there.
         async def run(task_status: trio.TaskStatus[trio.Process]) -> None:  # noqa: ASYNC128
-            ended = await start(task_status=task_status)
-            if ended.returncode:
-                stderr.seek(0)
-                said = stderr.read()[-_TAIL:].decode(errors="backslashreplace")
-                raise ProgramError(f"{name}: status {ended.returncode}: {said.strip()}")
+            try:
+                status = (await start(task_status=task_status)).returncode
+            except BaseException:
+                # It was ended. That another one failed may be its doing: it knows why.
+                if said := _last_words(stderr):
+                    raise ProgramError(f"{name}: {said}") from None  # noqa: ASYNC104
+                raise
+            if status:
+                raise ProgramError(f"{name}: status {status}: {_last_words(stderr)}")
+            ended.set()
 
         async with trio.open_nursery() as nursery:
             process: trio.Process = await nursery.start(run)
-            yield Program(name, process.stdout or _Nothing())
+            yield Program(name, process.stdout or _Nothing(), ended)
 
 
-async def _kill(process: trio.Process) -> None:  # noqa: ASYNC124, as Trio wants it
+def _last_words(stderr: IO[bytes]) -> str:
+    stderr.seek(0)
+    return stderr.read()[-_TAIL:].decode(errors="backslashreplace").strip()
+
+
+async def _kill(process: trio.Process) -> None:
+    """End *process*; but what is about to end by itself may still say why."""
+    with trio.move_on_after(_LAST_WORDS):
+        await process.wait()
+        return
     process.kill()
 
 
