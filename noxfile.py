@@ -1,4 +1,4 @@
-"""What CI runs, and nothing else: `nox` runs it all, `nox -s NAME` one of it."""
+"""What CI runs, and nothing else: `nox` runs most of it, `nox -s NAME` one of it."""
 
 from __future__ import annotations
 
@@ -50,11 +50,12 @@ def vm(session: nox.Session) -> None:
     session.run("python", "-m", "tests.vm.rig", *session.posargs)
 
 
-@nox.session
+# By name only: it takes a quarter of an hour, and a machine that does nothing else.
+@nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Measure how fast it is; arguments are those of `python -m benchmarks`.
 
-    Takes Linux, a C compiler and make.
+    CI runs it with `--smoke`. Takes Linux, gcc and make.
     """
     session.install("-e", ".[cli]", *group("bench"))
     session.run("python", "-m", "benchmarks", *session.posargs)

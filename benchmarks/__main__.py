@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -123,6 +124,10 @@ def main(
 
         draw(Results(record.measured), record.about, chart)
     _show(record)
+    if smoke:
+        click.echo(
+            "With as little state as that, none of it says how fast anything is."
+        )
     for fault in faults:
         click.echo(f"failed: {fault}", err=True)
     raise SystemExit(1 if faults else 0)
@@ -141,7 +146,10 @@ def _small(plan: Plan) -> Plan:
 
 def _measure(plan: Plan) -> tuple[Record, list[str]]:
     """Measure what *plan* says. Returns what failed, too."""
-    build()
+    try:
+        build()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise click.ClickException(f"programs in C, by gcc and make: {error}") from None
     found = about(
         rounds=plan.rounds, total_mib=plan.total_mib, headline_mib=plan.headline_mib
     )

@@ -31,13 +31,17 @@ class Record:
 
     def write(self, path: Path) -> None:
         """Write it to *path*."""
-        content = {
-            "format": _FORMAT,
-            "about": self.about,
+        head = {"format": _FORMAT, "about": self.about}
+        lists = {
             "trials": [_trial(each) for each in self.measured],
             "headline": [attrs.asdict(each) for each in self.headline],
         }
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        # A line for each, so that two runs can be compared line by line.
+        parts = [f"{json.dumps(name)}: {json.dumps(head[name])}" for name in head]
+        for name, each in lists.items():
+            lines = ",\n".join(map(json.dumps, each))
+            parts.append(f"{json.dumps(name)}: [\n{lines}\n]")
+        path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
 
     @classmethod
     def read(cls, path: Path) -> Record:

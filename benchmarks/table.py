@@ -31,11 +31,7 @@ def _row(results: Results, case: Case, contender: str) -> list[str]:
     speed = results.speed(case, contender, c)
     cpu = results.cpu(case, contender, c)
     rss = results.spread(case, contender, lambda outcome: outcome.rss_peak_kib / 1024)
-    own = results.spread(
-        case,
-        contender,
-        lambda outcome: (outcome.rss_peak_kib - outcome.rss_start_kib) / 1024,
-    )
+    own = results.spread(case, contender, lambda outcome: outcome.own_mib)
     rate = results.spread(case, contender, gigabytes_per_second)
     seconds = results.spread(case, contender, lambda outcome: outcome.cpu)
     return [

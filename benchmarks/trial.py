@@ -28,6 +28,11 @@ class Outcome:
     rss_peak_kib: int
     """Of the end that takes more."""
 
+    @property
+    def own_mib(self) -> float:
+        """Memory that came on top of the interpreter and what it had imported."""
+        return (self.rss_peak_kib - self.rss_start_kib) / 1024
+
 
 @final
 @attrs.define(eq=False)

@@ -79,7 +79,25 @@ def _wanted() -> Iterator[Wanted]:
         lambda found, _: found.across(many, _LOAD, _OURS),
     )
     yield _against(_LOAD, THREADS.name, 0.90, 1.10)
+    yield Wanted(
+        "memory, of what is allowed, in all cases",
+        1.0,
+        1.0,
+        lambda found, _: _memory(found),
+        less_is_better=True,
+    )
     yield _against(Case(task=Task.WHOLE), COPY.name, None, None)
+
+
+def _memory(results: Results) -> Spread | None:
+    """What a process takes besides its interpreter, of 16 MiB a device and 16 more."""
+    cases = (case for case in results.cases() if case.task != Task.WHOLE)
+    found = (
+        (case, results.spread(case, _OURS, lambda outcome: outcome.own_mib))
+        for case in cases
+    )
+    most = [own.most / (16 * case.devices + 16) for case, own in found if own]
+    return Spread.over(most)
 
 
 WANTED: Final = tuple(_wanted())
