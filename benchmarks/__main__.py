@@ -165,7 +165,7 @@ def _show(record: Record) -> None:
     if record.measured:
         console.print(ratios(results))
     if record.headline:
-        headline.show(record.headline)
+        headline.show(record.headline, record.about["headline_mib"])
     console.print(must_show(results, record.headline))
 
 

@@ -136,8 +136,8 @@ def _joined(fds: tuple[int, ...]) -> str:
 
 
 OURS: Final = Migrating("ours", module="ours")
-THREADS: Final = Migrating("threads", module="threads")
-ASYNCIO: Final = Migrating("asyncio", module="protocols")
+THREADS: Final = Migrating("threads", module="with_threads")
+ASYNCIO: Final = Migrating("asyncio", module="with_asyncio")
 COPY: Final = Copying()
 
 REFERENCE: Final = Migrating("c", module=None)

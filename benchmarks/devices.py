@@ -11,7 +11,7 @@ from typing import Final, final
 
 import attrs
 
-from .cases import MIB, Case, Medium
+from .cases import MIB, Case, Medium, Task
 from .contenders import c_program
 from .content import check_state, write_state, write_zeros
 from .program import program
@@ -28,7 +28,9 @@ class Memory:
     size: int
     """Bytes of each device."""
     states: tuple[FileIO, ...]
+    """None where the source makes the state up."""
     rooms: tuple[FileIO, ...]
+    """None where the destination drops it."""
 
     @property
     def total(self) -> int:
@@ -52,12 +54,18 @@ class Memory:
 
 
 @contextmanager
-def memory(case: Case, total: int) -> Generator[Memory]:
-    """Make the files that *case* needs, with *total* bytes or a little less in all."""
+def memory(case: Case, total: int, *, keep: bool) -> Generator[Memory]:
+    """Make the files that *case* needs, with *total* bytes or a little less in all.
+
+    Args:
+      keep: whether all that arrives is kept.
+    """
     size = case.device_bytes(total)
     with ExitStack() as stack:
-        states = tuple(_memfd(stack) for _ in range(case.devices))
-        rooms = tuple(_memfd(stack) for _ in range(case.devices))
+        reads = case.task is not Task.LOAD
+        writes = case.task is not Task.SAVE or keep
+        states = tuple(_memfd(stack) for _ in range(case.devices * reads))
+        rooms = tuple(_memfd(stack) for _ in range(case.devices * writes))
         for device, state in enumerate(states):
             write_state(state.fileno(), device, size, case.packet)
         made = Memory(case, size, states, rooms)
@@ -130,7 +138,7 @@ async def sources(memory: Memory) -> AsyncGenerator[Ends]:
 async def nowhere(memory: Memory) -> AsyncGenerator[Ends]:
     """Open for each device what drops all that it is given."""
     with ExitStack() as opened:
-        names = (os.devnull for _ in memory.rooms)
+        names = [os.devnull] * memory.case.devices
         files = tuple(opened.enter_context(FileIO(name, "w")) for name in names)
         yield Ends(files, opened)
 

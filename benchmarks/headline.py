@@ -174,11 +174,19 @@ def main(
         trio.run(_send_multifd, address, size)
     else:
         one = partial(measure, size, ms_per_mib)
-        show([trio.run(one) for _ in range(rounds)])
+        show([trio.run(one) for _ in range(rounds)], size, ms_per_mib)
 
 
-def show(rounds: Sequence[Downtimes]) -> None:
-    """Print both downtimes and their ratio."""
+def show(
+    rounds: Sequence[Downtimes], size: int = SIZE, ms_per_mib: float = MS_PER_MIB
+) -> None:
+    """Print both downtimes and their ratio, and what the devices alone would take."""
+    each_takes = size * ms_per_mib
+    click.echo(
+        f"{len(DEVICES)} devices of {size} MiB that take {ms_per_mib:g} ms for each: they"
+        f" alone need {len(DEVICES) * each_takes:.0f} ms one behind the other,"
+        f" {each_takes:.0f} ms side by side"
+    )
     click.echo("                       min   median      max")
     for name, values in (
         ("(a) main channel, ms", [1000 * each.main for each in rounds]),

@@ -84,7 +84,7 @@ class Rounds:
 
     async def _measure_case(self, case: Case, number: int, folder: Path) -> None:
         plan = self.plan
-        with memory(case, plan.total_mib * MIB) as files:
+        with memory(case, plan.total_mib * MIB, keep=plan.verify) as files:
             stream = StreamFiles.write(folder, case.devices)
             trial = Trial(case, files, stream, plan.verify)
             for contender in plan.order(case, number):

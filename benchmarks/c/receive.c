@@ -43,7 +43,6 @@ struct device {
 
 struct connection {
     int fd;
-    bool is_main;
     pthread_t thread;
 };
 
@@ -153,8 +152,7 @@ static struct device *find_device(const char *idstr)
 static void receive_main(int fd)
 {
     uint8_t bytes[DISCARD];
-    size_t before = sizeof(uint32_t);
-    size_t left = switchover_at - before;
+    size_t left = switchover_at - sizeof(uint32_t);
     while (left) {
         size_t piece = left < sizeof bytes ? left : sizeof bytes;
         if (receive_all(fd, bytes, piece) != piece)
@@ -210,8 +208,7 @@ static void *receive_connection(void *argument)
     uint32_t magic;
     if (receive_all(connection->fd, &magic, sizeof magic) != sizeof magic)
         fail("a connection ended before it began");
-    connection->is_main = ntohl(magic) == MAIN_MAGIC;
-    if (connection->is_main)
+    if (ntohl(magic) == MAIN_MAGIC)
         receive_main(connection->fd);
     else if (ntohl(magic) == MULTIFD_MAGIC)
         receive_channel(connection->fd);

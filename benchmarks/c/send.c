@@ -86,7 +86,7 @@ static void *make_up(void *argument)
             packet.data = config;
             packet.size = (uint32_t)config_size;
         } else {
-            /* What `benchmarks/content.py` expects at the beginning of each. */
+            /* What `content.py` expects at the beginning of each. */
             uint64_t stamp[] = {packet.device, packet.idx};
             memcpy(data, stamp, sizeof stamp);
         }

@@ -45,7 +45,7 @@ static_assert(sizeof(struct header) == 288, "device-state packet");
 /* What begins the switchover on the main channel: a command, its number, no payload. */
 static const uint8_t SWITCHOVER_START[5] = {0x08, 0, 11, 0, 0};
 
-/* The name of device number `device`: what `benchmarks/wire.py` calls it, too. */
+/* The name of device number `device`: what `programs/packet.py` calls it, too. */
 static inline void name_device(char idstr[256], int device)
 {
     memset(idstr, 0, 256);
