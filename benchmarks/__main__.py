@@ -18,6 +18,7 @@ from rich.console import Console
 from . import headline
 from .cases import chosen
 from .contenders import OTHERS, Contender, build
+from .program import ProgramError
 from .record import Record, about
 from .results import Results
 from .rounds import Plan, Rounds
@@ -155,7 +156,11 @@ def _measure(plan: Plan) -> tuple[Record, list[str]]:
     )
     rounds = Rounds(plan, report=partial(click.echo, err=True))
     with tempfile.TemporaryDirectory() as folder:
-        trio.run(rounds.run, Path(folder))
+        try:
+            trio.run(rounds.run, Path(folder))
+        except* (KeyboardInterrupt, ProgramError):
+            # By then everything has ended. What was measured is worth something.
+            rounds.faults.append("interrupted")
     return Record(found, rounds.measured, rounds.headline), rounds.faults
 
 
