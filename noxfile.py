@@ -1,4 +1,4 @@
-"""What CI runs, and nothing else: `nox` runs it all, `nox -s NAME` one of it."""
+"""What CI runs, and nothing else: `nox` runs most of it, `nox -s NAME` one of it."""
 
 from __future__ import annotations
 
@@ -50,6 +50,17 @@ def vm(session: nox.Session) -> None:
     session.run("python", "-m", "tests.vm.rig", *session.posargs)
 
 
+# By name only: it takes a quarter of an hour, and a machine that does nothing else.
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Measure how fast it is; arguments are those of `python -m benchmarks`.
+
+    CI runs it with `--smoke`. Takes Linux, gcc and make.
+    """
+    session.install("-e", ".[cli]", *group("bench"))
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, and the rules of asynchronous code that ruff lacks."""
@@ -61,7 +72,7 @@ def lint(session: nox.Session) -> None:
     # Condition is held.
     off = "ASYNC100,ASYNC114,ASYNC910,ASYNC911,ASYNC912,ASYNC913"
     check = ("flake8-async", "--enable=ASYNC")
-    session.run(*check, f"--disable={off}", *sources("src", "examples"))
+    session.run(*check, f"--disable={off}", *sources("src", "examples", "benchmarks"))
     # 124: the fakes of tests are async where what they stand for is.
     session.run(*check, f"--disable={off},ASYNC124", *sources("tests"))
 

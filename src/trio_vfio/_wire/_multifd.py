@@ -90,8 +90,9 @@ _PACKET_FLAGS: Final = int(
 )
 _STATE_FLAGS: Final = int(StateFlag.CONFIG)
 
-_ALL_STATE_FLAGS: Final[list[StateFlag]] = [StateFlag(0), StateFlag.CONFIG]
-"""By their number: to look one up takes a tenth of the time that making it does."""
+# To make one takes ten times as long as to look at it.
+_NO_FLAG: Final = StateFlag(0)
+_CONFIG: Final = StateFlag.CONFIG
 
 
 @attrs.frozen
@@ -142,7 +143,7 @@ class StateHeader:
     @property
     def is_config(self) -> bool:
         """Whether the data is the config, and the device's state ends here."""
-        return self.flags == StateFlag.CONFIG
+        return self.flags == _CONFIG
 
     def encode(self) -> bytes:
         """Return the header as it travels."""
@@ -285,8 +286,8 @@ class DeviceNames:
         if not 0 <= size <= MAX_PACKET_PAYLOAD - _VFIO.size:
             return None
         idstr, instance_id = name
-        meaning: StateFlag = _ALL_STATE_FLAGS[flags]
-        return StateHeader(idstr, idx, size, meaning, instance_id, offset)
+        known = _CONFIG if flags else _NO_FLAG
+        return StateHeader(idstr, idx, size, known, instance_id, offset)
 
 
 def _padded_idstr_untrusted(raw: bytes) -> str:
