@@ -220,6 +220,9 @@ class IncomingDevice:
             packets = self.queue.take(most, PATIENCE)
         if packets:
             self.progress.waiting_for = None
+            # The next one may wait for memory, and now is the one that is due.
+            if self._waiters and not self.queue.has_due:
+                self.home.call(self.wake)
         for packet in packets:
             buffer = Buffer(packet.data, packet.header.idx)
             if buffer.idx == 0:
