@@ -106,10 +106,10 @@ def test_a_write_that_accepts_nothing_is_an_error(
     # module calls is replaced.
     counts = iter([3, 0])
 
-    def write(fd: int, data: memoryview) -> int:
+    def writev(fd: int, data: list[memoryview]) -> int:
         return next(counts)
 
-    monkeypatch.setattr(_writing, "os", SimpleNamespace(write=write))
+    monkeypatch.setattr(_writing, "os", SimpleNamespace(writev=writev))
     with pytest.raises(OSError, match="accepted 0 bytes") as raised:
         write_buffers(memfd, views(b"abcde"), never)
     assert raised.value.errno == errno.EIO
@@ -167,16 +167,16 @@ def test_a_reader_that_goes_away_ends_the_wait(
 def test_a_poll_that_promises_too_much_costs_no_processor_time(
     monkeypatch: pytest.MonkeyPatch, memfd: int
 ) -> None:
-    """A memfd is always ready in poll(); here its write() refuses three times."""
+    """A memfd is always ready in poll(); here its writev() refuses three times."""
     refusals = iter([BlockingIOError()] * 3)
     pauses: list[float] = []
 
-    def write(fd: int, data: memoryview) -> int:
+    def writev(fd: int, data: list[memoryview]) -> int:
         for refusal in refusals:
             raise refusal
-        return os.write(fd, data)
+        return os.writev(fd, data)
 
-    monkeypatch.setattr(_writing, "os", SimpleNamespace(write=write))
+    monkeypatch.setattr(_writing, "os", SimpleNamespace(writev=writev))
     monkeypatch.setattr(_waiting, "time", SimpleNamespace(sleep=pauses.append))
     write_buffers(memfd, views(b"abc"), never)
     assert os.pread(memfd, 100, 0) == b"abc"
