@@ -174,7 +174,8 @@ class Trace:
         through Trio's queue, through which the thread's result will come too:
         the order stays.
         """
-        if not self.listening:
+        # Not `listening`: where nobody does, this is much of what a packet costs.
+        if self._hook is None and not log.isEnabledFor(logging.DEBUG):
             return
         event = TraceEvent(name, arguments, self._now())
         if threading.get_ident() == self._thread:

@@ -70,6 +70,7 @@ class SocketReader:
     """
 
     _socket: trio.socket.SocketType
+    _fd: int = attrs.field(default=-1, init=False)
     _least: int = attrs.field(default=1, init=False)
     """Bytes that must have come before a read returns: SO_RCVLOWAT."""
 
@@ -85,8 +86,9 @@ class SocketReader:
     def blocking(self) -> Generator[None]:
         """Let `fill` wait in this thread, while nobody else reads the socket."""
         try:
+            self._fd = self._socket.fileno()
             self._set(socket.SO_RCVTIMEO, _TIMEOUT)
-            os.set_blocking(self._socket.fileno(), True)
+            os.set_blocking(self._fd, True)
             yield
         finally:
             # Whoever closed it meanwhile has no use for it any more.
@@ -107,7 +109,7 @@ class SocketReader:
         """
         try:
             self._wait_for(min(len(buffers[0]), MOST_AT_ONCE))
-            return os.readv(self._socket.fileno(), buffers)
+            return os.readv(self._fd, buffers)
         except BlockingIOError:
             return None
         except OSError as error:

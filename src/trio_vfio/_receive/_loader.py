@@ -199,7 +199,8 @@ class IncomingDevice:
         await self.calls.call("finish", self.sink.finish)
 
     async def _write(self, supply: Supply) -> None:
-        run = Run(self.position, supply, name=self.name, trace=self.trace)
+        trace = self.trace if self.trace.listening else None
+        run = Run(self.position, supply, name=self.name, trace=trace)
         await self.calls.call("write", self.sink.write, run)
         if self.position.stopping:
             await trio.sleep_forever()
@@ -239,7 +240,7 @@ class IncomingDevice:
         self.progress.buffers += 1
         self._release(buffer.data)
         # Not for each: who is woken for one packet waits again for the next.
-        if self.queue.has_much_room and self._waiters:
+        if self._waiters and self.queue.has_much_room:
             self.home.call(self._made_room)
 
     async def _data_is_due(self) -> bool:

@@ -70,16 +70,20 @@ class ReorderQueue:
         idx = header.idx
         if idx < self.due or idx in self._arriving or idx in self._waiting:
             raise PeerProtocolError(f"{header} was sent twice", offset=header.offset)
-        if self.config_idx is not None and header.is_config:
-            reason = f"{header} is a second config, the first is {self.config_idx}"
-            raise PeerProtocolError(reason, offset=header.offset)
-        if self.config_idx is not None and idx > self.config_idx:
+        if header.is_config:
+            self._check_config_untrusted(header)
+        elif self.config_idx is not None and idx > self.config_idx:
             reason = f"{header} is data beyond the config, {self.config_idx}"
             raise PeerProtocolError(reason, offset=header.offset)
-        if header.is_config and idx < self._highest:
+
+    def _check_config_untrusted(self, header: StateHeader) -> None:
+        if self.config_idx is not None:
+            reason = f"{header} is a second config, the first is {self.config_idx}"
+            raise PeerProtocolError(reason, offset=header.offset)
+        if header.idx < self._highest:
             reason = f"{header} is the config, but packet {self._highest} is data"
             raise PeerProtocolError(reason, offset=header.offset)
-        if header.is_config and header.size > MAX_CONFIG + _CONFIG_MARKS:
+        if header.size > MAX_CONFIG + _CONFIG_MARKS:
             reason = f"{header} is a config of {header.size} bytes"
             raise PeerProtocolError(reason, offset=header.offset)
 

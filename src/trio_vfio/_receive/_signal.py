@@ -40,6 +40,7 @@ class Signal:
 
     def notify_all(self) -> None:
         """Let all that wait look again."""
-        for called in self._waiting:
-            called.put(None)
-        self._waiting.clear()
+        if self._waiting:
+            for called in self._waiting:
+                called.put(None)
+            self._waiting.clear()
