@@ -81,7 +81,6 @@ MUTANTS: Final = (
         "nobody is told of memory given back",
         "delivery",
         (IncomingDevice._made_room, "self.wake()", "pass"),
-        (IncomingDevice.take, "self.home.call(self.wake)", "pass"),
     ),
     mutant(
         "nobody is told that the window has moved",
@@ -89,16 +88,14 @@ MUTANTS: Final = (
         (IncomingDevice.take, "self.home.call(self.wake)", "pass"),
     ),
     mutant(
-        "memory is given back only when the device waits",
-        "delivery no-fault",
-        (IncomingDevice.written, "self._release(buffer.data)", "pass"),
-        (
-            IncomingDevice._write,
-            "if self.position.stopping",
-            "self.queue.memory.used -= self.queue.bytes\n"
-            "    self.queue.bytes = 0\n"
-            "    if self.position.stopping",
-        ),
+        "nobody is told of memory given back before the device waits",
+        "delivery",
+        (IncomingDevice.written, "if self._waiters", "if False and self._waiters"),
+    ),
+    mutant(
+        "nobody but the own channels is told before the device waits",
+        "delivery",
+        (IncomingDevice.written, "or self.others_wait()", ""),
     ),
     mutant(
         "nobody is told of bytes that all devices share",
@@ -239,7 +236,7 @@ MUTANTS: Final = (
     mutant(
         "a short read taken for a full one",
         "prefix complete no-fault",
-        (Packing.add, "memoryview(buffer)[:count]", "memoryview(buffer)"),
+        (Packing.add, "data = buffer[:count]", "data = buffer"),
     ),
     mutant(
         "an error after success fails the migration",

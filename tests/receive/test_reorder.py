@@ -312,14 +312,15 @@ def test_a_thread_has_room_when_its_packet_is_due() -> None:
 
 def test_another_channel_may_bring_the_same_packet_meanwhile() -> None:
     q = queue(max_bytes=100)
-    admit(q, header(2, 60))
-    thread, found = waits_for_room(q, header(1, 50))
+    arrive(q, header(0, 60))
+    taken = q.take(100)
+    thread, found = waits_for_room(q, header(2, 50))
     # It fits, as the other did not.
-    arrive(q, header(1, 40), header(0))
-    release(q, q.take(100))
+    admit(q, header(2, 40))
+    release(q, taken)
     thread.join(LONG)
-    assert str(found[0]) == f"packet 1 of {DEVICE} was sent twice (at byte 64)"
-    assert q.bytes == 60
+    assert str(found[0]) == f"packet 2 of {DEVICE} was sent twice (at byte 64)"
+    assert q.bytes == q.memory.used == 40
 
 
 def test_patience_with_room_has_an_end() -> None:
@@ -328,11 +329,3 @@ def test_patience_with_room_has_an_end() -> None:
     assert q.admit_untrusted(header(2, 50), 0.001) is None
     assert q.bytes == q.memory.used == 60
     assert 2 not in q._arriving
-
-
-def test_there_is_much_room_when_half_is_free() -> None:
-    q = queue(max_bytes=100)
-    admit(q, header(0, 50))
-    assert q.has_much_room
-    admit(q, header(1))
-    assert not q.has_much_room

@@ -55,6 +55,8 @@ class IncomingDevice:
     """Starts a task of the session."""
     after_release: Callable[[], None]
     """Called when bytes were given back, which other devices may wait for."""
+    others_wait: Callable[[], bool]
+    """Whether one does. In any thread."""
     check_progress: Callable[[], None]
     """Called when this device has to wait, or is done: raises if all wait for good."""
     trace: Trace
@@ -239,8 +241,7 @@ class IncomingDevice:
         """Take note that *buffer* is written."""
         self.progress.buffers += 1
         self._release(buffer.data)
-        # Not for each: who is woken for one packet waits again for the next.
-        if self._waiters and self.queue.has_much_room:
+        if self._waiters or self.others_wait():
             self.home.call(self._made_room)
 
     async def _data_is_due(self) -> bool:

@@ -209,8 +209,3 @@ class ReorderQueue:
             self.bytes -= len(data)
             self.memory.give_back(data)
             self._moved.notify_all()
-
-    @property
-    def has_much_room(self) -> bool:
-        """Whether it is worth while to look again for those that wait for room."""
-        return self.bytes <= self.max_bytes // 2
