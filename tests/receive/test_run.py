@@ -113,13 +113,13 @@ def test_a_buffer_that_was_gathered_counts_when_it_is_written() -> None:
     assert whole(run.gather(5)) == [b"e"]
     run.written(1)
     # Up to its end: the next one was not handed out.
-    assert (position.bytes, position.idx) == (5, None)
-    assert not run.exhausted
+    assert (position.bytes, run.position.idx) == (5, None)
     assert whole(run.gather(5)) == [b"fgh"]
     assert position.idx == 7
     run.written(3)
     assert run.gather(5) == []
-    assert (position.bytes, position.idx, run.exhausted) == (8, None, True)
+    assert (position.bytes, position.idx) == (8, None)
+    assert run.exhausted
     assert supply.given_back == [b"abc", b"de", b"fgh"]
     assert position.digest is not None
     assert position.digest.hexdigest() == hashlib.sha256(b"abcdefgh").hexdigest()
@@ -167,8 +167,8 @@ async def test_to_gather_is_to_take_one_by_one(
     supplies = [buffers(*data), buffers(*data)]
     positions = [Position(hashlib.sha256()), Position(hashlib.sha256())]
     one_by_one, several = (
-        Run(*each, name=DEVICE, trace=Trace(events.append))
-        for *each, events in zip(positions, supplies, said, strict=True)
+        Run(position, supply, name=DEVICE, trace=Trace(events.append))
+        for position, supply, events in zip(positions, supplies, said, strict=True)
     )
     assert whole(list(one_by_one)) == data
     got = b""

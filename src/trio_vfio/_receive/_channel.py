@@ -95,20 +95,20 @@ class _Receiver:
     async def _receive_some(self, source: Reader) -> None:
         if isinstance(source, SocketReader):
             await source.wait()
-            await trio.to_thread.run_sync(
-                self._receive_much, source, limiter=self._limiter
-            )
+            with source.blocking():
+                await trio.to_thread.run_sync(
+                    self._receive_much, source, limiter=self._limiter
+                )
         else:
             self._received(await source.fill(self._decoder.buffers()))
 
     def _receive_much(self, source: SocketReader) -> None:
         """Receive as long as there is something to receive, in a thread."""
-        with source.blocking():
-            while not self._ended and self._waiting is None:
-                trio.from_thread.check_cancelled()
-                if (count := source.fill(self._decoder.buffers())) is None:
-                    return
-                self._received(count, PATIENCE)
+        while not self._ended and self._waiting is None:
+            trio.from_thread.check_cancelled()
+            if (count := source.fill(self._decoder.buffers())) is None:
+                return
+            self._received(count, PATIENCE)
 
     def _received(self, count: int, patience: float = 0.0) -> None:
         """Take note of *count* bytes, 0 if there are no more. In any thread."""
