@@ -15,7 +15,6 @@ from typing import Any, Final
 import pytest
 import trio
 import trio.testing
-import trio.testing
 
 import trio_vfio
 from trio_vfio._trace import ARGUMENTS, LINES, Trace, TraceEvent
