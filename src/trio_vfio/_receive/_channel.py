@@ -13,7 +13,7 @@ from .._link._reader import Reader, SocketReader, reader
 from .._link._stream import plain_stream, receive_exactly
 from .._wire._channel_decoder import ChannelDecoder
 from .._wire._multifd import RamPacket, StateHeader, StatePacket
-from ._loader import PATIENCE
+from ._reorder import PATIENCE
 from ._router import Channel, Router
 
 
