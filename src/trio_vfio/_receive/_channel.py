@@ -13,7 +13,7 @@ from .._link._reader import Reader, SocketReader, reader
 from .._link._stream import plain_stream, receive_exactly
 from .._wire._channel_decoder import ChannelDecoder
 from .._wire._multifd import RamPacket, StateHeader, StatePacket
-from ._loader import PATIENCE
+from ._reorder import PATIENCE
 from ._router import Channel, Router
 
 
@@ -104,40 +104,51 @@ class _Receiver:
 
     def _receive_much(self, source: SocketReader) -> None:
         """Receive as long as there is something to receive, in a thread."""
-        while not self._ended and self._waiting is None:
+        while not self._ended:
             trio.from_thread.check_cancelled()
             if (count := source.fill(self._decoder.buffers())) is None:
                 return
-            self._received(count, PATIENCE)
+            self._received(count)
+            if self._waiting is not None and not self._wait_in_thread():
+                return
 
-    def _received(self, count: int, patience: float = 0.0) -> None:
+    def _received(self, count: int) -> None:
         """Take note of *count* bytes, 0 if there are no more. In any thread."""
         if not count:
             self._decoder.received_eof()
             self._ended = True
             return
         self._router.activity.touch()
-        for event in self._decoder.received(count):
-            match event:
-                case StatePacket():
-                    self._router.device(event.header).put(event)
-                case StateHeader():
-                    self._channel.packets += 1
-                    self._channel.device_state_packets += 1
-                    if (memory := self._router.admit_now(event, patience)) is None:
-                        self._waiting = event
-                    else:
-                        self._accept(event, memory)
-                case RamPacket():
-                    self._channel.packets += 1
+        whole: StatePacket | None = None
+        try:
+            for event in self._decoder.received(count):
+                match event:
+                    case StatePacket():
+                        whole = event
+                    case StateHeader():
+                        self._channel.packets += 1
+                        self._channel.device_state_packets += 1
+                        self._accept(event, self._router.admit_now(event))
+                    case RamPacket():
+                        self._channel.packets += 1
+        finally:
+            # Last of all, whatever is wrong with the next: it may wake a thread, which
+            # could not go on before this one waits and frees the interpreter's lock.
+            if whole is not None:
+                self._router.device(whole.header).put(whole)
 
     async def _wait_for_memory(self, header: StateHeader) -> None:
-        memory = await self._router.admit(self._channel, header)
-        self._waiting = None
-        self._accept(header, memory)
+        self._accept(header, await self._router.admit(self._channel, header))
 
-    def _accept(self, header: StateHeader, memory: memoryview) -> None:
-        if (whole := self._decoder.accept(memory)) is not None:
+    def _wait_in_thread(self) -> bool:
+        """Wait a while for memory; whether it is there."""
+        assert self._waiting is not None
+        self._accept(self._waiting, self._router.admit_now(self._waiting, PATIENCE))
+        return self._waiting is None
+
+    def _accept(self, header: StateHeader, memory: memoryview | None) -> None:
+        self._waiting = header if memory is None else None
+        if memory is not None and (whole := self._decoder.accept(memory)) is not None:
             self._router.device(header).put(whole)
 
     def _broke(self, error: Exception) -> None:

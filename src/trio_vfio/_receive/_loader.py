@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable
-from typing import Final, final
+from typing import final
 
 import attrs
 import trio
@@ -26,13 +26,6 @@ from .._wire._multifd import StatePacket
 from .._wire._vfio_section import config_blob_untrusted
 from ._reorder import ReorderQueue
 from ._run import Buffer, OneBuffer, Run, Supply
-
-PATIENCE: Final = 0.05
-"""Seconds that a device's thread waits for the next packet, before a task does that.
-
-Otherwise each time that a device is faster than its packets would cost a turn of Trio
-and the start of a thread, as much as the system needs to copy a MiB.
-"""
 
 
 @final
@@ -217,10 +210,8 @@ class IncomingDevice:
     def take(self, most: int) -> list[Buffer]:
         """Take the data that is due, for a run; see `Supply`."""
         buffers: list[Buffer] = []
-        packets = self.queue.take(most)
-        if not packets and not self.home.is_here and not self.queue.has_due:
-            self._starve()
-            packets = self.queue.take(most, PATIENCE)
+        wait = None if self.home.is_here else self._starve
+        packets = self.queue.take(most, wait)
         if packets:
             self.progress.waiting_for = None
             # The next one may wait for memory, and now is the one that is due.

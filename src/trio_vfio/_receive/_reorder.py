@@ -13,6 +13,7 @@ read in one need not disturb Trio's for each packet.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, final
 
 import attrs
@@ -25,6 +26,13 @@ from ._signal import Signal
 
 WINDOW: Final = 1024
 """How far ahead of the due index a packet may be."""
+
+PATIENCE: Final = 0.05
+"""Seconds that a device's thread waits for the next packet, before a task does that.
+
+Otherwise each time that a device is faster than its packets would cost a turn of Trio
+and the start of a thread, as much as the system needs to copy a MiB.
+"""
 
 # The marks around the blob in a config packet.
 _CONFIG_MARKS: Final = 16
@@ -142,7 +150,10 @@ class ReorderQueue:
     def has_due(self) -> bool:
         """Whether the packet that is due has arrived."""
         with self.memory.lock:
-            return self.due in self._waiting
+            return self._has_due()
+
+    def _has_due(self) -> bool:
+        return self.due in self._waiting
 
     @property
     def waiting(self) -> int:
@@ -172,12 +183,14 @@ class ReorderQueue:
         with self.memory.lock:
             return self.due in self._waiting and self.due != self.config_idx
 
-    def take(self, most: int, patience: float = 0.0) -> list[StatePacket]:
+    def take(
+        self, most: int, starving: Callable[[], None] | None = None
+    ) -> list[StatePacket]:
         """Take the data packets that are due and have arrived, in order.
 
         Args:
-          patience: seconds that a thread, but not Trio's, may be made to wait for
-            the first.
+          starving: called if the first has to be waited for, and may be: for
+            `PATIENCE`, in a thread that is not Trio's.
 
         Returns: one, and as many behind it as make no more than *most* bytes. None
             if the packet that is due is the config, or has not arrived.
@@ -185,8 +198,9 @@ class ReorderQueue:
         taken: list[StatePacket] = []
         size = 0
         with self.memory.lock:
-            if patience and self.due not in self._waiting:
-                self._due_came.wait_for(lambda: self.due in self._waiting, patience)
+            if starving is not None and self.due not in self._waiting:
+                starving()
+                self._due_came.wait_for(self._has_due, PATIENCE)
             while self.due in self._waiting and self.due != self.config_idx:
                 size += self._waiting[self.due].header.size
                 if taken and size > most:

@@ -232,23 +232,29 @@ class Router:
         """
         if self._stuck or not self.started:
             return
+        channels = [each for each in self.channels.values() if not each.ended]
+        if channels and not self._all_stuck(channels):
+            return
         if not (missing := list(self._missing())):
             return
-        channels = [each for each in self.channels.values() if not each.ended]
         what = ", ".join(f"{name}: packet {idx}" for name, idx in missing)
-        if not channels:
-            # Channels connect before main says a word, so none is still to come
-            # once main has ended; before, only where some have been and gone.
-            if not self.handshakes and (self.channels or self.main_ended):
-                self._stuck = True
-                reason = f"all channels have ended without {what}"
-                raise PeerProtocolError(reason, ended=True)
-            return
-        if self.activity.calls or any(d.queue.has_due for d in self.devices.values()):
-            return
-        if not self.handshakes and all(each.is_stuck for each in channels):
+        if channels:
             self._stuck = True
             raise PeerProtocolError(f"all channels are full, and none brings {what}")
+        # Channels connect before main says a word, so none is still to come
+        # once main has ended; before, only where some have been and gone.
+        if not self.handshakes and (self.channels or self.main_ended):
+            self._stuck = True
+            reason = f"all channels have ended without {what}"
+            raise PeerProtocolError(reason, ended=True)
+
+    def _all_stuck(self, channels: list[Channel]) -> bool:
+        """Whether nothing can go on but by a connection that is still to come."""
+        if self.handshakes or self.activity.calls:
+            return False
+        if not all(each.is_stuck for each in channels):
+            return False
+        return not any(each.queue.has_due for each in self.devices.values())
 
     def waiting_for(self) -> str:
         """Say what has not come, for a deadline that has passed."""
