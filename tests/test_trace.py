@@ -212,6 +212,19 @@ async def test_events_of_a_thread_come_in_its_order_before_its_result() -> None:
     assert threads == {threading.get_ident()}
 
 
+async def test_what_a_thread_has_said_is_heard_before_what_trio_says() -> None:
+    """Trio's thread may have seen what that thread has done, though not yet its end."""
+    events: list[TraceEvent] = []
+    trace = Trace(events.append)
+    thread = threading.Thread(target=trace, args=("multifd_recv_thread_start", 0))
+    thread.start()
+    thread.join()
+    trace("multifd_recv_thread_start", 1)
+    assert [each.arguments for each in events] == [(0,), (1,)]
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(events) == 2
+
+
 async def test_time_is_the_time_of_day_and_goes_on() -> None:
     events: list[TraceEvent] = []
     trace = Trace(events.append)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from string import Formatter
 from types import MappingProxyType
@@ -161,6 +162,10 @@ class Trace:
     _token: trio.lowlevel.TrioToken = attrs.field(
         factory=trio.lowlevel.current_trio_token, init=False
     )
+    _from_threads: deque[TraceEvent] = attrs.field(
+        factory=deque[TraceEvent], init=False
+    )
+    """What happened in other threads, and was not heard of yet."""
 
     @property
     def listening(self) -> bool:
@@ -170,18 +175,23 @@ class Trace:
     def __call__(self, name: str, *arguments: object) -> None:
         """Say that the event *name* has happened. Never raises.
 
-        A device may say so in a worker thread of its own. Then the event goes
-        through Trio's queue, through which the thread's result will come too:
-        the order stays.
+        It may be said in any thread. What a thread has said is heard before whatever
+        Trio's says, which may have seen what the thread has done: the order stays.
         """
         # Not `listening`: where nobody does, this is much of what a packet costs.
         if self._hook is None and not log.isEnabledFor(logging.DEBUG):
             return
         event = TraceEvent(name, arguments, self._now())
         if threading.get_ident() == self._thread:
+            self._deliver_from_threads()
             self._deliver(event)
         else:
-            self._token.run_sync_soon(self._deliver, event)
+            self._from_threads.append(event)
+            self._token.run_sync_soon(self._deliver_from_threads, idempotent=True)
+
+    def _deliver_from_threads(self) -> None:
+        while self._from_threads:
+            self._deliver(self._from_threads.popleft())
 
     def _deliver(self, event: TraceEvent) -> None:
         log.debug("%s", event)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,8 @@ import pytest
 
 from trio_vfio._device import _waiting, _writing
 from trio_vfio._device._writing import write_buffers
+from trio_vfio._migration._position import Position
+from trio_vfio._receive._run import Buffer, Run
 
 MIB = 1024 * 1024
 
@@ -106,10 +110,10 @@ def test_a_write_that_accepts_nothing_is_an_error(
     # module calls is replaced.
     counts = iter([3, 0])
 
-    def write(fd: int, data: memoryview) -> int:
+    def writev(fd: int, data: list[memoryview]) -> int:
         return next(counts)
 
-    monkeypatch.setattr(_writing, "os", SimpleNamespace(write=write))
+    monkeypatch.setattr(_writing, "os", SimpleNamespace(writev=writev))
     with pytest.raises(OSError, match="accepted 0 bytes") as raised:
         write_buffers(memfd, views(b"abcde"), never)
     assert raised.value.errno == errno.EIO
@@ -167,20 +171,128 @@ def test_a_reader_that_goes_away_ends_the_wait(
 def test_a_poll_that_promises_too_much_costs_no_processor_time(
     monkeypatch: pytest.MonkeyPatch, memfd: int
 ) -> None:
-    """A memfd is always ready in poll(); here its write() refuses three times."""
+    """A memfd is always ready in poll(); here its writev() refuses three times."""
     refusals = iter([BlockingIOError()] * 3)
     pauses: list[float] = []
 
-    def write(fd: int, data: memoryview) -> int:
+    def writev(fd: int, data: list[memoryview]) -> int:
         for refusal in refusals:
             raise refusal
-        return os.write(fd, data)
+        return os.writev(fd, data)
 
-    monkeypatch.setattr(_writing, "os", SimpleNamespace(write=write))
+    monkeypatch.setattr(_writing, "os", SimpleNamespace(writev=writev))
     monkeypatch.setattr(_waiting, "time", SimpleNamespace(sleep=pauses.append))
     write_buffers(memfd, views(b"abc"), never)
     assert os.pread(memfd, 100, 0) == b"abc"
     assert len(pauses) == 2
+
+
+def run(*buffers: bytes) -> Run:
+    """Hand out what a session does, which gathers."""
+    packets = [Buffer(memoryview(each), idx) for idx, each in enumerate(buffers)]
+    queue = deque(packets)
+
+    class Queue:
+        def take(self, most: int) -> list[Buffer]:
+            taken = [queue.popleft()] if queue else []
+            while queue and sum(len(b.data) for b in (*taken, queue[0])) <= most:
+                taken.append(queue.popleft())
+            return taken
+
+        def written(self, buffer: Buffer) -> None:
+            """Nothing to do."""
+
+    return Run(Position(), Queue())
+
+
+@pytest.fixture
+def writes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """What is given to each writev(), by size."""
+    seen: list[list[int]] = []
+
+    def writev(fd: int, data: list[memoryview]) -> int:
+        seen.append([len(each) for each in data])
+        return os.writev(fd, data)
+
+    monkeypatch.setattr(_writing, "os", SimpleNamespace(writev=writev))
+    return seen
+
+
+def test_small_buffers_go_together(memfd: int, writes: list[list[int]]) -> None:
+    sizes = [1, 64 * 1024, 300_000, 600_000, 200_000, MIB, 2 * MIB, 5, 6]
+    data = [os.urandom(size) for size in sizes]
+    buffers = run(*data)
+    write_buffers(memfd, buffers, never)
+    assert os.pread(memfd, 8 * MIB, 0) == b"".join(data)
+    assert writes == [sizes[:4], [200_000], [MIB], [2 * MIB], [5, 6]]
+    assert (buffers.exhausted, buffers.position.bytes) == (True, sum(sizes))
+
+
+def test_very_small_buffers_are_not_too_many(
+    memfd: int, writes: list[list[int]]
+) -> None:
+    write_buffers(memfd, run(*[b"x"] * os.sysconf("SC_IOV_MAX")), never)
+    assert len(writes) == 1
+
+
+def test_a_pipe_that_takes_a_part_of_many_gets_the_rest() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    data = [os.urandom(size) for size in (10_000, 1, 90_000, 3, 200_000)]
+    got = bytearray()
+    thread = threading.Thread(target=lambda: got.extend(_all_of(reader)))
+    thread.start()
+    buffers = run(*data)
+    try:
+        write_buffers(writer, buffers, never)
+    finally:
+        os.close(writer)
+        thread.join(20)
+        os.close(reader)
+    assert got == b"".join(data)
+    assert buffers.exhausted
+
+
+def _all_of(fd: int) -> bytes:
+    return b"".join(iter(lambda: os.read(fd, 30_000), b""))
+
+
+def test_an_error_amid_many_is_that_of_the_buffer_it_came_to(memfd: int) -> None:
+    """A memfd of 8192 bytes takes so many, and then no more."""
+    os.ftruncate(memfd, 8192)
+    fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+    buffers = run(b"a" * 4000, b"b" * 4000, b"c" * 4000)
+    with pytest.raises(PermissionError, match=r"after \d+ of 4000 bytes") as raised:
+        write_buffers(memfd, buffers, never)
+    done, size = buffers.partly()
+    assert f"(after {done} of {size} bytes of the buffer)" in str(raised.value)
+    written = os.pread(memfd, 8192, 0)
+    assert (
+        written[: buffers.position.bytes + done]
+        == (
+            b"".join([b"a" * 4000, b"b" * 4000, b"c" * 4000])[
+                : buffers.position.bytes + done
+            ]
+        )
+    )
+
+
+def test_a_run_that_is_told_to_stop_ends_between_two_writes(
+    full_pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even inside a buffer, as the session drops it all."""
+    monkeypatch.setattr(_waiting, "LOOK_UP", 0.001)
+    reader, writer = full_pipe
+    buffers = run(b"x" * MIB, b"y")
+
+    def check() -> None:
+        if not buffers.position.stopping:
+            os.read(reader, 4096)
+            buffers.position.stopping = True
+
+    write_buffers(writer, buffers, check)
+    assert buffers.exhausted
+    assert buffers.position.bytes == 0
 
 
 def test_it_is_checked_between_buffers(memfd: int) -> None:

@@ -75,17 +75,32 @@ MUTANTS: Final = (
     mutant(
         "notify for notify_all",
         "delivery",
-        (IncomingDevice.put, "notify_all()", "notify()"),
+        (IncomingDevice.wake, "notify_all()", "notify()"),
     ),
     mutant(
         "nobody is told of memory given back",
         "delivery",
-        (IncomingDevice._release, "self.arrived.notify_all()", "pass"),
+        (IncomingDevice._made_room, "self.wake()", "pass"),
+    ),
+    mutant(
+        "nobody is told that the window has moved",
+        "delivery",
+        (IncomingDevice.take, "self.home.call(self.wake)", "pass"),
+    ),
+    mutant(
+        "nobody is told of memory given back before the device waits",
+        "delivery",
+        (IncomingDevice.written, "if self._waiters", "if False and self._waiters"),
+    ),
+    mutant(
+        "nobody but the own channels is told before the device waits",
+        "delivery",
+        (IncomingDevice.written, "or self.others_wait()", ""),
     ),
     mutant(
         "nobody is told of bytes that all devices share",
         "delivery",
-        (Router.wake_over_budget, "await device.wake()", "pass"),
+        (Router.wake_over_budget, "device.wake()", "pass"),
     ),
     mutant(
         "no exemption for the due packet",
@@ -97,8 +112,8 @@ MUTANTS: Final = (
         "delivery",
         (
             IncomingDevice._load,
-            "await self._write([",
-            "async with self.arrived: await self._write([",
+            "await self._write(",
+            "async with self.arrived: await self._write(",
         ),
     ),
     mutant(
@@ -107,9 +122,23 @@ MUTANTS: Final = (
         (ReorderQueue.admits, "<= self.max_bytes", "<= self.max_bytes + 1"),
     ),
     mutant(
-        "one packet of a run never given back",
+        "one packet of a device never given back",
         "no-fault leftovers delivery",
-        (IncomingDevice._load, "self._release(run)", "self._release(run[1:])"),
+        (
+            IncomingDevice.written,
+            "self._release(buffer.data)",
+            "buffer.idx == 1 or self._release(buffer.data)",
+        ),
+    ),
+    mutant(
+        "memory given back before it is written",
+        "prefix complete memory",
+        (Run._finish, "self._supply.written(buffer)", "pass"),
+        (
+            IncomingDevice.take,
+            "buffers.append(buffer)",
+            "buffers.append(buffer); self.written(buffer)",
+        ),
     ),
     # Receiving: what comes when.
     mutant(
@@ -129,9 +158,9 @@ MUTANTS: Final = (
         "config-last",
         (
             IncomingDevice._load,
-            "while run := await self._take_run():",
+            "while await self._data_is_due():",
             "while self.queue.config_idx not in self.queue._waiting and"
-            " (run := await self._take_run()):",
+            " await self._data_is_due():",
         ),
         (ReorderQueue.take_config, "pop(self.due)", "pop(self.config_idx)"),
     ),
@@ -158,7 +187,7 @@ MUTANTS: Final = (
     mutant(
         "cancel lost between buffers of a run",
         "cancel abort",
-        (Run.__next__, " or self.position.stopping", ""),
+        (Run._has_next, "if self.position.stopping", "if False"),
     ),
     mutant(
         "abort forgotten for a device with no call under way",
@@ -207,7 +236,7 @@ MUTANTS: Final = (
     mutant(
         "a short read taken for a full one",
         "prefix complete no-fault",
-        (Packing.add, "memoryview(buffer)[:count]", "memoryview(buffer)"),
+        (Packing.add, "data = buffer[:count]", "data = buffer"),
     ),
     mutant(
         "an error after success fails the migration",

@@ -1,49 +1,194 @@
-"""Pure: the buffers of one call, handed out one by one."""
+"""Pure: the buffers of one call, handed out one by one or several at once."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
+import attrs
+import pytest
+from hypothesis import given, strategies as st
+
+from trio_vfio import TraceEvent
+from trio_vfio._device._port import Gathers
 from trio_vfio._migration._position import Position
-from trio_vfio._receive._run import Run
+from trio_vfio._receive._run import Buffer, OneBuffer, Run
+from trio_vfio._trace import Trace
+
+DEVICE = "a/vfio"
 
 
-def buffers(*data: bytes) -> list[tuple[int | None, memoryview]]:
+@attrs.define
+class Buffers:
+    """A supply of some buffers, which notes what is done with them."""
+
+    waiting: list[Buffer]
+    given_back: list[bytes] = attrs.field(factory=list[bytes])
+
+    def take(self, most: int) -> list[Buffer]:
+        taken: list[Buffer] = []
+        while self.waiting and (
+            not taken or sum(len(b.data) for b in [*taken, self.waiting[0]]) <= most
+        ):
+            taken.append(self.waiting.pop(0))
+        return taken
+
+    def written(self, buffer: Buffer) -> None:
+        self.given_back.append(bytes(buffer.data))
+
+
+def buffers(*data: bytes) -> Buffers:
     """Number *data* from 5 on."""
-    return [(idx, memoryview(each)) for idx, each in enumerate(data, 5)]
+    return Buffers([Buffer(memoryview(each), idx) for idx, each in enumerate(data, 5)])
+
+
+def whole(batch: list[memoryview]) -> list[bytes]:
+    return [bytes(each) for each in batch]
 
 
 def test_a_buffer_counts_when_the_next_is_asked_for() -> None:
     position = Position(hashlib.sha256())
-    run = Run(position, buffers(b"abc", b"de"))
+    supply = buffers(b"abc", b"de")
+    run = Run(position, supply)
     assert bytes(next(run)) == b"abc"
-    assert (position.bytes, position.idx) == (0, 5)
+    assert (position.bytes, position.idx, supply.given_back) == (0, 5, [])
     assert bytes(next(run)) == b"de"
-    assert (position.bytes, position.idx) == (3, 6)
+    assert (position.bytes, position.idx, supply.given_back) == (3, 6, [b"abc"])
     assert next(run, None) is None
     assert (position.bytes, position.idx, run.exhausted) == (5, None, True)
+    assert supply.given_back == [b"abc", b"de"]
     assert position.digest is not None
     assert position.digest.hexdigest() == hashlib.sha256(b"abcde").hexdigest()
 
 
-def test_empty_buffers_are_not_handed_out() -> None:
-    position = Position()
-    assert [bytes(each) for each in Run(position, buffers(b"", b"a", b"", b""))] == [
-        b"a"
-    ]
-    assert position.bytes == 1
+def test_a_run_goes_on_as_long_as_there_are_buffers() -> None:
+    """Those that have come while it was written, too."""
+    supply = buffers(b"a")
+    run = Run(Position(), supply)
+    next(run)
+    supply.waiting.append(Buffer(memoryview(b"b"), 6))
+    assert bytes(next(run)) == b"b"
 
 
-def test_a_run_that_is_told_to_stop_ends_at_the_next_buffer() -> None:
+@pytest.mark.parametrize(
+    "hand_out", [lambda run: next(run, None), lambda run: run.gather(1)]
+)
+def test_a_run_that_is_told_to_stop_ends_at_the_next_buffer(
+    hand_out: Callable[[Run], object],
+) -> None:
     position = Position()
-    run = Run(position, buffers(b"a", b"b"))
+    supply = buffers(b"a", b"b")
+    run = Run(position, supply)
     next(run)
     position.stopping = True
-    assert next(run, None) is None
-    assert (position.bytes, run.exhausted) == (1, True)
+    assert not hand_out(run)
+    assert run.exhausted
+    assert supply.waiting, "it has taken what it may not give"
 
 
 def test_a_run_that_was_left_early_is_not_exhausted() -> None:
     run = Run(Position(), buffers(b"a"))
     next(run)
     assert not run.exhausted
+
+
+def test_a_run_gathers() -> None:
+    run = Run(Position(), buffers(b"abc", b"de", b"fgh"))
+    assert isinstance(run, Gathers)
+    assert whole(run.gather(5)) == [b"abc", b"de"]
+
+
+def test_a_buffer_that_was_gathered_counts_when_it_is_written() -> None:
+    position = Position(hashlib.sha256())
+    supply = buffers(b"abc", b"de", b"fgh")
+    run = Run(position, supply)
+    run.gather(5)
+    assert (position.bytes, position.idx, run.partly()) == (0, 5, (0, 3))
+    run.written(2)
+    assert (position.bytes, position.idx, run.partly()) == (0, 5, (2, 3))
+    assert whole(run.gather(5)) == [b"c", b"de"]
+    run.written(2)
+    assert (position.bytes, position.idx, run.partly()) == (3, 6, (1, 2))
+    assert supply.given_back == [b"abc"]
+    assert whole(run.gather(5)) == [b"e"]
+    run.written(1)
+    # Up to its end: the next one was not handed out.
+    assert str((position.bytes, position.idx)) == "(5, None)"
+    assert whole(run.gather(5)) == [b"fgh"]
+    assert position.idx == 7
+    run.written(3)
+    assert run.gather(5) == []
+    assert run.exhausted
+    assert position.bytes == 8
+    assert supply.given_back == [b"abc", b"de", b"fgh"]
+    assert position.digest is not None
+    assert position.digest.hexdigest() == hashlib.sha256(b"abcdefgh").hexdigest()
+
+
+def test_a_run_that_is_told_to_stop_gives_no_more_of_a_buffer() -> None:
+    """It ends inside of one, which then is not counted."""
+    position = Position()
+    supply = buffers(b"abc", b"de")
+    run = Run(position, supply)
+    run.gather(10)
+    run.written(4)
+    position.stopping = True
+    assert run.gather(10) == []
+    assert (position.bytes, run.exhausted, supply.given_back) == (3, True, [b"abc"])
+
+
+def test_data_of_the_main_channel_has_no_index() -> None:
+    position = Position()
+    run = Run(position, OneBuffer(memoryview(b"abc")))
+    assert whole(run.gather(1)) == [b"abc"]
+    assert position.idx is None
+    run.written(3)
+    assert run.gather(1) == []
+    assert (position.bytes, run.exhausted) == (3, True)
+
+
+def test_a_supply_of_nothing() -> None:
+    run = Run(Position(), OneBuffer(memoryview(b"")))
+    assert next(run, None) is None
+    assert run.exhausted
+
+
+@given(
+    sizes=st.lists(st.integers(1, 20), max_size=12),
+    counts=st.lists(st.integers(1, 30), min_size=1),
+    most=st.integers(1, 60),
+)
+async def test_to_gather_is_to_take_one_by_one(
+    sizes: list[int], counts: list[int], most: int
+) -> None:
+    """The same bytes, numbers and events, in the same order, however little is taken."""
+    data = [bytes([number]) * size for number, size in enumerate(sizes)]
+    said: list[list[TraceEvent]] = [[], []]
+    supplies = [buffers(*data), buffers(*data)]
+    positions = [Position(hashlib.sha256()), Position(hashlib.sha256())]
+    one_by_one, several = (
+        Run(position, supply, name=DEVICE, trace=Trace(events.append))
+        for position, supply, events in zip(positions, supplies, said, strict=True)
+    )
+    assert whole(list(one_by_one)) == data
+    got = b""
+    turn = 0
+    while batch := several.gather(most):
+        assert all(batch)
+        assert len(batch) == 1 or sum(map(len, batch)) <= most
+        joined = b"".join(batch)
+        count = min(len(joined), counts[turn % len(counts)])
+        turn += 1
+        got += joined[:count]
+        several.written(count)
+        whole_ones = b"".join(supplies[1].given_back)
+        assert positions[1].bytes == len(whole_ones) <= len(got)
+        assert got.startswith(whole_ones)
+    assert got == b"".join(data)
+    assert said[0] == said[1]
+    assert len(said[0]) == 2 * len(data)
+    assert supplies[0].given_back == supplies[1].given_back == data
+    for position, run in zip(positions, (one_by_one, several), strict=True):
+        assert (position.bytes, position.idx, run.exhausted) == (len(got), None, True)
+        assert position.digest is not None
+        assert position.digest.hexdigest() == hashlib.sha256(got).hexdigest()

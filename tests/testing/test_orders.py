@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from trio_vfio._receive._loader import IncomingDevice
 from trio_vfio._receive._reorder import WINDOW, ReorderQueue
 from trio_vfio._receive._return_path import ReturnPath
 from trio_vfio._receive._router import Router
+from trio_vfio._receive._run import Buffer
 from trio_vfio._receive._session import Session
 from trio_vfio._wire._main_events import Section
 from trio_vfio._wire._multifd import StateHeader, StatePacket
@@ -206,7 +208,7 @@ def only_within_limits(queue: ReorderQueue, header: StateHeader) -> bool:
     return (
         header.idx < queue.due + WINDOW
         and queue.bytes + header.size <= queue.max_bytes
-        and queue.budget.has_room(header.size)
+        and queue.memory.has_room(header.size)
     )
 
 
@@ -214,27 +216,34 @@ def always(queue: ReorderQueue, header: StateHeader) -> bool:
     return True
 
 
-def whatever_is_due(queue: ReorderQueue) -> list[StatePacket]:
-    run: list[StatePacket] = []
+def whatever_is_due(
+    queue: ReorderQueue, most: int, patience: float = 0.0
+) -> list[StatePacket]:
+    taken: list[StatePacket] = []
     while queue.due in queue._waiting:
-        run.append(queue._waiting.pop(queue.due))
+        taken.append(queue._waiting.pop(queue.due))
         queue.due += 1
-    return run
+    return taken
 
 
-async def notify_one(device: IncomingDevice, packet: StatePacket) -> None:
+def notify_one(device: IncomingDevice) -> None:
+    with suppress(trio.WouldBlock):
+        device.arrived.acquire_nowait()
+        device.arrived.notify()
+        device.arrived.release()
+
+
+async def write_under_lock(device: IncomingDevice, supply: Any) -> None:
     async with device.arrived:
-        device.queue.put(packet)
-        if device.queue.has_due:
-            device.arrived.notify()
+        await true_write(device, supply)
 
 
-async def write_under_lock(device: IncomingDevice, buffers: Any) -> None:
-    async with device.arrived:
-        await true_write(device, buffers)
+def take_without_a_word(device: IncomingDevice, most: int) -> list[Buffer]:
+    packets = device.queue.take(most)
+    return [Buffer(packet.data, packet.header.idx) for packet in packets]
 
 
-async def wake_nobody(router: Router) -> None:
+def wake_nobody(router: Router) -> None:
     pass
 
 
@@ -251,17 +260,17 @@ async def forget_abort(calls: DeviceCalls) -> None:
     calls.aborted = True
 
 
-async def break_down(device: IncomingDevice) -> bytes:
+def break_down(device: IncomingDevice) -> bytes:
     raise KeyError(device.name)
 
 
-async def another_config(device: IncomingDevice) -> bytes:
-    await true_take_config(device)
+def another_config(device: IncomingDevice) -> bytes:
+    true_take_config(device)
     return b"??"
 
 
-async def write_nothing(device: IncomingDevice, buffers: Any) -> None:
-    pass
+async def write_nothing(device: IncomingDevice, supply: Any) -> None:
+    device.take(1 << 20)
 
 
 async def write_early(router: Router, section: Section) -> IncomingDevice:
@@ -290,8 +299,9 @@ true_send_shut = ReturnPath._send_shut
     [
         (ReorderQueue, "admits", only_within_limits, "room for packet 0"),
         (ReorderQueue, "admits", always, "bytes wait, at most"),
-        (ReorderQueue, "take_run", whatever_is_due, "is not how"),
-        (IncomingDevice, "put", notify_one, "waits, and is not loaded"),
+        (ReorderQueue, "take", whatever_is_due, "is not how"),
+        (IncomingDevice, "wake", notify_one, "waits, and is not loaded"),
+        (IncomingDevice, "take", take_without_a_word, "waits for room, and there is"),
         (IncomingDevice, "_write", write_under_lock, "its lock is held"),
         (Router, "wake_over_budget", wake_nobody, "waits for room, and there is room"),
         (ReturnPath, "_send_shut", say_all_is_well, "the source was told"),

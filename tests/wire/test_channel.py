@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import cycle, repeat
 from typing import Final
 
@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given, strategies as st
 
 from trio_vfio._errors import PeerProtocolError
-from trio_vfio._wire._channel_decoder import ChannelDecoder
-from trio_vfio._wire._limits import KIB, MAX_PACKET_PAYLOAD, MIB
+from trio_vfio._wire._channel_decoder import ChannelDecoder, ChannelEvent
+from trio_vfio._wire._limits import KIB, MAX_DEVICES, MAX_PACKET_PAYLOAD, MIB
 from trio_vfio._wire._multifd import (
     INITIAL_SIZE,
     STATE_FIXED_SIZE,
     STATE_HEADER_SIZE,
+    DeviceNames,
     InitialPacket,
     PacketFlag,
     RamPacket,
@@ -449,3 +450,108 @@ def test_memory_for_a_packet_is_the_callers() -> None:
     assert memory == b"x" * (8 * MIB)
     assert len(decoder._header) == STATE_HEADER_SIZE
     assert decoder._data is None
+
+
+# Of a device that is known already, a header is read at once
+
+
+class Unknown(DeviceNames):  # type: ignore[misc]  # (final, but for this)
+    """Knows no device, so that each header is looked at part by part."""
+
+    def add(self, header: bytearray, packet: StateHeader) -> None:
+        """Forget it."""
+
+
+def outcome(
+    raw: bytes, sizes: Iterable[int], page_size: int = 4096, *, knows: bool
+) -> tuple[list[ChannelEvent], str, int | None, int]:
+    """Decode a channel; return the events, what is wrong with it, and where it ends."""
+    decoder = ChannelDecoder(page_size)
+    if not knows:
+        decoder._names = Unknown()
+    events: list[ChannelEvent] = []
+    try:
+        for event in feed_channel(decoder, raw, sizes):
+            events.append(event)  # noqa: PERF402 (those before the refusal)
+        decoder.received_eof()
+    except PeerProtocolError as error:
+        return events, error.reason, error.offset, decoder.position
+    return events, "", None, decoder.position
+
+
+def test_what_is_wrong_with_a_header_of_a_known_device() -> None:
+    """Each byte of it changed: the same packet, or the same refusal, as of any other."""
+    known = attrs.evolve(HEADER, idx=0).encode() + DATA
+    refused = 0
+    for at in range(STATE_HEADER_SIZE):
+        for change in CHANGES:
+            raw = bytearray(known + PACKET + DATA)
+            raw[len(known) + at] = change(raw[len(known) + at])
+            there = outcome(bytes(raw), [len(known), *repeat(_WHOLE, 9)], knows=True)
+            assert there == outcome(bytes(raw), repeat(_WHOLE), knows=False)
+            assert there[0][1] == StatePacket(
+                placed(attrs.evolve(HEADER, idx=0)), memoryview(DATA)
+            )
+            refused += bool(there[1])
+    assert refused > 1000
+
+
+@pytest.mark.parametrize("size", [0, 1, MAX_PACKET_PAYLOAD - 12])
+@pytest.mark.parametrize("flags", list(StateFlag) + [StateFlag(0)])
+def test_a_second_header_of_a_device(size: int, flags: StateFlag) -> None:
+    header = StateHeader(IDSTR, 0xFFFF_FFFE, size, flags, instance_id=7)
+    raw = attrs.evolve(header, idx=1, size=0).encode() + header.encode()
+    events = list(feed_channel(ChannelDecoder(4096), raw, repeat(_WHOLE)))
+    assert placed(header, INITIAL_SIZE + STATE_HEADER_SIZE) in events
+    # A plain number would be printed as one.
+    assert all(
+        isinstance(event.flags, StateFlag)
+        for event in events
+        if isinstance(event, StateHeader)
+    )
+
+
+def test_devices_of_one_name_are_two() -> None:
+    one, other = (StateHeader(IDSTR, 0, 0, instance_id=number) for number in (0, 1))
+    raw = one.encode() + other.encode() + attrs.evolve(one, idx=1).encode()
+    headers = [
+        event
+        for event in feed_channel(ChannelDecoder(4096), raw, repeat(_WHOLE))
+        if isinstance(event, StateHeader)
+    ]
+    assert [(each.instance_id, each.idx) for each in headers] == [
+        (0, 0),
+        (1, 0),
+        (0, 1),
+    ]
+
+
+def test_a_channel_remembers_no_more_devices_than_there_can_be() -> None:
+    """Else a peer could make it remember names without end."""
+    decoder = ChannelDecoder(4096)
+    raw = b"".join(
+        StateHeader(f"{number}/vfio", 0, 0).encode()
+        for number in range(MAX_DEVICES + 9)
+    )
+    events = list(feed_channel(decoder, raw * 2, repeat(_WHOLE)))
+    assert len(decoder._names._names) == MAX_DEVICES
+    names = [each.idstr for each in events if isinstance(each, StateHeader)]
+    assert names == [f"{number}/vfio" for number in range(MAX_DEVICES + 9)] * 2
+
+
+@given(channels(), splits, changes() | st.just([]))
+def test_a_known_device_makes_no_difference(
+    channel: tuple[int, list[Packet]],
+    sizes: list[int],
+    where: list[tuple[float, int]],
+) -> None:
+    """In no split, whatever has changed."""
+    page_size, packets = channel
+    raw = b"".join(packet.raw for packet in packets)
+    if raw:
+        raw = changed(raw * 2, where)
+    whole = outcome(raw, repeat(_WHOLE), page_size, knows=True)
+    part_by_part = outcome(raw, cycle(sizes), page_size, knows=False)
+    assert whole[:3] == part_by_part[:3]
+    # And no more was read before it was refused.
+    assert outcome(raw, cycle(sizes), page_size, knows=True) == part_by_part

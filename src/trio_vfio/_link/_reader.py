@@ -64,13 +64,15 @@ class StreamReader:
 class SocketReader:
     """Reads a socket: a task waits for the first byte, a thread takes all there is.
 
+    Who closes the stream meanwhile ends what the thread does, soon.
+
     The thread reads with a blocking socket, for as much as it needs: each time that
     it wakes, with the interpreter's lock to be had again, costs as much as it does
     to copy 100 KiB.
     """
 
     _socket: trio.socket.SocketType
-    _fd: int = attrs.field(default=-1, init=False)
+    _blocking: socket.socket = attrs.field(init=False)
     _least: int = attrs.field(default=1, init=False)
     """Bytes that must have come before a read returns: SO_RCVLOWAT."""
 
@@ -80,20 +82,28 @@ class SocketReader:
         Raises:
           trio.ClosedResourceError: if the socket was closed on this side.
         """
+        self._check_open()
         await trio.lowlevel.wait_readable(self._socket)
 
     @contextmanager
     def blocking(self) -> Generator[None]:
-        """Let `fill` wait in this thread, while nobody else reads the socket."""
-        try:
-            self._fd = self._socket.fileno()
-            self._set(socket.SO_RCVTIMEO, _TIMEOUT)
-            os.set_blocking(self._fd, True)
-            yield
-        finally:
-            # Whoever closed it meanwhile has no use for it any more.
-            with suppress(OSError):
-                os.set_blocking(self._socket.fileno(), False)
+        """Let `fill` wait in a thread, while nobody else reads the socket.
+
+        To be entered and left in Trio's thread.
+
+        Raises:
+          trio.ClosedResourceError: if the socket was closed on this side.
+        """
+        self._check_open()
+        # A duplicate: its number stays ours, whoever closes the stream.
+        self._blocking = socket.socket(fileno=os.dup(self._socket.fileno()))
+        with self._blocking:
+            try:
+                self._set(socket.SO_RCVTIMEO, _TIMEOUT)
+                self._blocking.settimeout(None)
+                yield
+            finally:
+                self._blocking.settimeout(0)
                 self._set(socket.SO_RCVTIMEO, _NO_TIMEOUT)
                 self._wait_for(1)
 
@@ -106,22 +116,30 @@ class SocketReader:
 
         Raises:
           trio.BrokenResourceError: if the connection broke.
+          trio.ClosedResourceError: if the socket was closed on this side.
         """
+        self._check_open()
         try:
             self._wait_for(min(len(buffers[0]), MOST_AT_ONCE))
-            return os.readv(self._fd, buffers)
+            return os.readv(self._blocking.fileno(), buffers)
         except BlockingIOError:
             return None
         except OSError as error:
             raise trio.BrokenResourceError(f"{error.strerror}") from error
 
+    def _check_open(self) -> None:
+        if self._socket.fileno() == -1:
+            raise trio.ClosedResourceError("the socket was closed")
+
     def _wait_for(self, least: int) -> None:
         if self._least != least:
-            self._set(socket.SO_RCVLOWAT, least)
             self._least = least
+            # A vsock has no more than it has room for; it then reads in smaller pieces.
+            with suppress(OSError):
+                self._set(socket.SO_RCVLOWAT, least)
 
     def _set(self, option: int, value: int | bytes) -> None:
-        self._socket.setsockopt(socket.SOL_SOCKET, option, value)
+        self._blocking.setsockopt(socket.SOL_SOCKET, option, value)
 
 
 Reader = StreamReader | SocketReader

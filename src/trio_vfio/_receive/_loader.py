@@ -24,7 +24,7 @@ from .._result import DeviceState
 from .._trace import Trace
 from .._wire._multifd import StatePacket
 from .._wire._vfio_section import config_blob_untrusted
-from ._reorder import ReorderQueue
+from ._reorder import PATIENCE, ReorderQueue
 from ._run import Buffer, OneBuffer, Run, Supply
 
 
@@ -48,6 +48,8 @@ class IncomingDevice:
     """Starts a task of the session."""
     after_release: Callable[[], None]
     """Called when bytes were given back, which other devices may wait for."""
+    others_wait: Callable[[], bool]
+    """Whether one does. In any thread."""
     check_progress: Callable[[], None]
     """Called when this device has to wait, or is done: raises if all wait for good."""
     trace: Trace
@@ -208,10 +210,13 @@ class IncomingDevice:
     def take(self, most: int) -> list[Buffer]:
         """Take the data that is due, for a run; see `Supply`."""
         buffers: list[Buffer] = []
-        wait = None if self.home.is_here else self._starve
-        packets = self.queue.take(most, wait)
+        patience = 0 if self.home.is_here else PATIENCE
+        packets = self.queue.take(most, patience, self._starve)
         if packets:
             self.progress.waiting_for = None
+            # The next one may wait for memory, and now is the one that is due.
+            if self._waiters and not self.queue.has_due:
+                self.home.call(self.wake)
         for packet in packets:
             buffer = Buffer(packet.data, packet.header.idx)
             if buffer.idx == 0:
@@ -227,8 +232,7 @@ class IncomingDevice:
         """Take note that *buffer* is written."""
         self.progress.buffers += 1
         self._release(buffer.data)
-        # Not for each: who is woken for one packet waits again for the next.
-        if self._waiters and self.queue.has_much_room:
+        if self._waiters or self.others_wait():
             self.home.call(self._made_room)
 
     async def _data_is_due(self) -> bool:

@@ -207,6 +207,10 @@ class Router:
             await self._wait_for_room(channel, device, header)
         return memory
 
+    def is_over_budget(self) -> bool:
+        """Whether packets wait for room in the session's budget. In any thread."""
+        return bool(self._over_budget)
+
     def wake_over_budget(self) -> None:
         """Let packets look again that wait for room in the session's budget."""
         over_budget, self._over_budget = self._over_budget, {}

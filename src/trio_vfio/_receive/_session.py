@@ -205,6 +205,7 @@ class Session(Migration):
             home=self._home,
             spawn=self.spawn,
             after_release=self.router.wake_over_budget,
+            others_wait=self.router.is_over_budget,
             check_progress=self.router.check_progress,
             trace=self.trace,
         )

@@ -161,7 +161,7 @@ class RecordedSink(Recorded[DestinationWatch]):
     async def write(self, buffers: Iterator[memoryview]) -> None:
         """Write."""
         async with self._call("write"):
-            await self.device.write(map(self._offer, buffers))
+            await self.device.write(self._offered(buffers))
 
     async def load_config(self, blob: bytes) -> None:
         """Take the config."""
@@ -185,7 +185,17 @@ class RecordedSink(Recorded[DestinationWatch]):
         async with self._abort():
             await self.device.abort()
 
-    def _offer(self, buffer: memoryview) -> memoryview:
+    def _offered(self, buffers: Iterator[memoryview]) -> Iterator[memoryview]:
+        for buffer in buffers:
+            self._offer(buffer)
+            yield buffer
+            # It was the device's until now, whatever came meanwhile.
+            if not self.offered.endswith(buffer):
+                at = len(self.offered) - len(buffer)
+                changed = f"{self.name}: the buffer of byte {at} has changed"
+                self.watch.violated("prefix", changed)
+
+    def _offer(self, buffer: memoryview) -> None:
         watch = self.watch
         if self.aborts:
             watch.violated("abort", f"{self.name}: a buffer after abort")
@@ -198,7 +208,6 @@ class RecordedSink(Recorded[DestinationWatch]):
             early = f"{self.name}: byte {len(self.offered)} before SWITCHOVER_START"
             watch.violated("switchover", early)
         watch.log.add(self.name, f"write of {len(buffer)} bytes")
-        return buffer
 
     @property
     def _precopy_bytes(self) -> int:
