@@ -109,7 +109,7 @@ class _Receiver:
             if (count := source.fill(self._decoder.buffers())) is None:
                 return
             self._received(count)
-            if self._waiting is not None and not self._wait_in_thread():
+            if self._waiting is not None and not self._wait_in_thread(self._waiting):
                 return
 
     def _received(self, count: int) -> None:
@@ -140,11 +140,11 @@ class _Receiver:
     async def _wait_for_memory(self, header: StateHeader) -> None:
         self._accept(header, await self._router.admit(self._channel, header))
 
-    def _wait_in_thread(self) -> bool:
+    def _wait_in_thread(self, header: StateHeader) -> bool:
         """Wait a while for memory; whether it is there."""
-        assert self._waiting is not None
-        self._accept(self._waiting, self._router.admit_now(self._waiting, PATIENCE))
-        return self._waiting is None
+        memory = self._router.admit_now(header, PATIENCE)
+        self._accept(header, memory)
+        return memory is not None
 
     def _accept(self, header: StateHeader, memory: memoryview | None) -> None:
         self._waiting = header if memory is None else None

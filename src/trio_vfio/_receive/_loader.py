@@ -24,7 +24,7 @@ from .._result import DeviceState
 from .._trace import Trace
 from .._wire._multifd import StatePacket
 from .._wire._vfio_section import config_blob_untrusted
-from ._reorder import ReorderQueue
+from ._reorder import PATIENCE, ReorderQueue
 from ._run import Buffer, OneBuffer, Run, Supply
 
 
@@ -210,8 +210,8 @@ class IncomingDevice:
     def take(self, most: int) -> list[Buffer]:
         """Take the data that is due, for a run; see `Supply`."""
         buffers: list[Buffer] = []
-        wait = None if self.home.is_here else self._starve
-        packets = self.queue.take(most, wait)
+        patience = 0 if self.home.is_here else PATIENCE
+        packets = self.queue.take(most, patience, self._starve)
         if packets:
             self.progress.waiting_for = None
             # The next one may wait for memory, and now is the one that is due.

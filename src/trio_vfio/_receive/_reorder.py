@@ -184,13 +184,17 @@ class ReorderQueue:
             return self.due in self._waiting and self.due != self.config_idx
 
     def take(
-        self, most: int, starving: Callable[[], None] | None = None
+        self,
+        most: int,
+        patience: float = 0.0,
+        starving: Callable[[], None] | None = None,
     ) -> list[StatePacket]:
         """Take the data packets that are due and have arrived, in order.
 
         Args:
-          starving: called if the first has to be waited for, and may be: for
-            `PATIENCE`, in a thread that is not Trio's.
+          patience: seconds that a thread, but not Trio's, may be made to wait for
+            the first.
+          starving: called if it has to.
 
         Returns: one, and as many behind it as make no more than *most* bytes. None
             if the packet that is due is the config, or has not arrived.
@@ -198,9 +202,10 @@ class ReorderQueue:
         taken: list[StatePacket] = []
         size = 0
         with self.memory.lock:
-            if starving is not None and self.due not in self._waiting:
-                starving()
-                self._due_came.wait_for(self._has_due, PATIENCE)
+            if patience and not self._has_due():
+                if starving is not None:
+                    starving()
+                self._due_came.wait_for(self._has_due, patience)
             while self.due in self._waiting and self.due != self.config_idx:
                 size += self._waiting[self.due].header.size
                 if taken and size > most:
