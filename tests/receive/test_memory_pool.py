@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import weakref
 
 import pytest
 from hypothesis import given, strategies as st
@@ -10,11 +11,6 @@ from hypothesis import given, strategies as st
 from trio_vfio._receive._memory import Memory
 
 KIB = 1 << 10
-
-
-def memory_of(buffer: memoryview) -> int:
-    """Say which memory it is."""
-    return id(buffer.obj)
 
 
 def test_what_was_given_back_last_is_taken_first() -> None:
@@ -65,6 +61,23 @@ def test_a_packet_without_data_takes_nothing() -> None:
     assert (memory.used, memory.kept) == (0, 0)
 
 
+def test_small_buffers_that_are_dropped_go_back_to_the_system() -> None:
+    """All of a block, when its last one does."""
+    memory = Memory(2048 * KIB)
+    buffers = [memory.take(KIB) for _ in range(1200)]
+    blocks = {id(each.obj): weakref.ref(each.obj) for each in buffers}
+    assert len(blocks) == 3
+    for buffer in buffers:
+        assert isinstance(buffer.obj, mmap.mmap)
+        memory.give_back(buffer)
+    del buffers, buffer
+    # What they took is taken otherwise.
+    large = memory.take(1190 * KIB)
+    assert (len(large), memory.kept) == (1190 * KIB, 10 * KIB)
+    # The first has some that are kept, and of the last not all was taken.
+    assert [each() is None for each in blocks.values()] == [False, True, False]
+
+
 @pytest.mark.parametrize("size", [64 * KIB, 1024 * KIB + 1])
 def test_large_buffers_are_pages_of_their_own(size: int) -> None:
     """So they go back to the system when they are dropped."""
@@ -86,15 +99,22 @@ def test_it_never_takes_more_than_was_in_use_at_one_time(steps: list[int]) -> No
     """And what is in use is nobody else's. Steps: a size is taken, or one given back."""
     memory = Memory(1000)
     in_use: list[memoryview] = []
+    owned: list[bytes] = []
     most = 0
     for step in steps:
         if step >= 0:
             buffer = memory.take(step)
             assert len(buffer) == step
-            assert memory_of(buffer) not in map(memory_of, in_use)
+            # What is in the others stays as it is.
+            if step:
+                buffer[:] = bytes([len(in_use)]) * step
             in_use.append(buffer)
+            owned.append(bytes(buffer))
         elif in_use:
-            memory.give_back(in_use.pop(-step % len(in_use)))
+            which = -step % len(in_use)
+            memory.give_back(in_use.pop(which))
+            owned.pop(which)
+        assert [bytes(each) for each in in_use] == owned
         most = max(most, sum(map(len, in_use)))
         assert memory.used == sum(map(len, in_use))
         free = [each for buffers in memory._free.values() for each in buffers]

@@ -1,0 +1,143 @@
+"""Collaboration: how much memory a destination takes, in a process of its own.
+
+The invariant: no more than ``max_queued_bytes`` for each device and 16 MiB besides,
+however much state there is, in packets of whatever size, and however slow the devices.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+import pytest
+import trio
+
+from trio_vfio._link._address import connect, parse_address
+from trio_vfio.testing import ScriptedSource, config_packet, data_packet
+
+KIB, MIB = 1 << 10, 1 << 20
+DEVICES = 3
+CHANNELS = 2
+STATE = 100 * MIB
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+import trio
+import trio_vfio
+
+devices, max_queued_bytes = map(int, sys.argv[1:])
+seen = [0] * devices
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+class Slow:
+    "Takes 3 ms for a MiB."
+    precopy = False
+    taken = 0
+
+    def __init__(self, number):
+        self.number = number
+
+    async def write(self, buffers):
+        await trio.to_thread.run_sync(self.take, buffers)
+
+    def take(self, buffers):
+        for buffer in buffers:
+            time.sleep(len(buffer) * 3e-9)
+            queued = progress[f"{self.number}/vfio"].queued_bytes
+            seen[self.number] = max(seen[self.number], queued)
+
+    async def nothing(self, blob=b""):
+        await trio.lowlevel.checkpoint()
+
+    begin = load_config = finish = abort = nothing
+
+async def main():
+    global progress
+    sinks = {f"{number}/vfio": Slow(number) for number in range(devices)}
+    async with trio_vfio.open_incoming(
+        "tcp:127.0.0.1:0", sinks, max_queued_bytes=max_queued_bytes
+    ) as incoming:
+        progress = incoming.devices
+        print(*incoming.addresses, flush=True)
+        result = await incoming.wait_complete()
+    for device in result.devices:
+        print(device.data_bytes)
+
+async def nothing():
+    await trio.to_thread.run_sync(int)
+
+trio.run(nothing)
+before = peak()
+trio.run(main)
+print(min(seen))
+print((peak() - before) * 1024)
+"""
+
+
+async def send(source: ScriptedSource, sizes: Sequence[int]) -> None:
+    """Send each device's state, in packets of *sizes*, as fast as it is taken."""
+    names = [f"{number}/vfio" for number in range(DEVICES)]
+    await source.begin(*names)
+    await source.switch_over()
+    await source.end()
+
+    async def send_some(channel: int) -> None:
+        for idx in range(channel, len(sizes), CHANNELS):
+            for name in names:
+                await source.packets(channel, data_packet(name, idx, bytes(sizes[idx])))
+
+    async with trio.open_nursery() as nursery:
+        for channel in range(CHANNELS):
+            nursery.start_soon(send_some, channel)
+    await source.packets(0, *(config_packet(name, len(sizes)) for name in names))
+    await source.close()
+
+
+def many_sizes() -> list[int]:
+    """Return sizes of which hardly one is there twice."""
+    rng = random.Random(1)
+    sizes: list[int] = []
+    while sum(sizes) < STATE:
+        sizes.append(rng.randrange(1, MIB))
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("max_queued_bytes", "sizes"),
+    [
+        (0, [MIB] * 100),
+        (2 * MIB, [MIB] * 100),
+        (16 * MIB, [MIB] * 100),
+        (2 * MIB, [64 * KIB] * 1600),
+        (16 * MIB, [64 * KIB] * 1600),
+        (8 * MIB, many_sizes()),
+        (8 * MIB, [4 * KIB] * 8000 + [MIB] * 40 + [128 * KIB] * 300),
+    ],
+    ids=["only-due", "1M-2M", "1M-16M", "64K-2M", "64K-16M", "many-sizes", "in-turn"],
+)
+async def test_state_of_any_size_takes_little_memory(
+    max_queued_bytes: int, sizes: list[int]
+) -> None:
+    command = [sys.executable, "-c", PROGRAM, str(DEVICES), str(max_queued_bytes)]
+    said = b""
+    with trio.fail_after(50):
+        async with trio.open_nursery() as nursery:
+            run = partial(trio.run_process, command, stdout=subprocess.PIPE)
+            process = await nursery.start(run)
+            while not said.endswith(b"\n"):
+                said += await process.stdout.receive_some()
+            to = partial(connect, parse_address(said.decode().strip()))
+            await send(await ScriptedSource.connect(to, channels=CHANNELS), sizes)
+            rest = b"".join([piece async for piece in process.stdout])
+    *data, fullest, above = map(int, rest.split())
+    assert data == [sum(sizes)] * DEVICES
+    # Else it would show little.
+    assert fullest > max_queued_bytes // 2
+    assert above < max_queued_bytes * DEVICES + 16 * MIB
