@@ -12,6 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from trio_vfio import StateSink
+from trio_vfio._device._port import Gathers
 from trio_vfio.testing._checks import check_state_sink
 
 
@@ -88,6 +89,55 @@ class KeepsViews(Sound):
 
     async def finish(self) -> None:
         self.data = b"".join(self.views)
+
+
+class GathersAll(Sound):
+    """It takes several buffers together, and a part of them at a time."""
+
+    async def write(self, buffers: Iterator[memoryview]) -> None:
+        assert isinstance(buffers, Gathers)
+        while batch := buffers.gather(100_000):
+            await trio.lowlevel.checkpoint()
+            data = b"".join(batch)[:90_001]
+            self.take(batch, data)
+            buffers.written(len(data))
+
+    def take(self, batch: list[memoryview], data: bytes) -> None:
+        self.data += data
+
+
+class KeepsGatheredViews(GathersAll):
+    """But for the last buffer of a batch it would do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.views: list[memoryview] = []
+
+    def take(self, batch: list[memoryview], data: bytes) -> None:
+        left = len(data)
+        for view in batch:
+            self.views.append(view[:left])
+            left -= len(self.views[-1])
+
+    async def finish(self) -> None:
+        self.data = b"".join(self.views)
+
+
+class SaysTooMuch(GathersAll):
+    async def write(self, buffers: Iterator[memoryview]) -> None:
+        assert isinstance(buffers, Gathers)
+        while batch := buffers.gather(100_000):
+            await trio.lowlevel.checkpoint()
+            buffers.written(sum(map(len, batch)) + 1)
+
+
+class GathersOnce(GathersAll):
+    async def write(self, buffers: Iterator[memoryview]) -> None:
+        assert isinstance(buffers, Gathers)
+        await trio.lowlevel.checkpoint()
+        batch = buffers.gather(1 << 20)
+        self.data += b"".join(batch)
+        buffers.written(sum(map(len, batch)))
 
 
 class LosesTheEnd(Sound):
@@ -192,6 +242,7 @@ async def read_back(sink: StateSink) -> bytes:
 async def test_a_sound_device_passes(autojump_clock: MockClock) -> None:
     await check_state_sink(Sound, read_back)
     await check_state_sink(Sound)
+    await check_state_sink(GathersAll, read_back)
     assert trio.current_time() == 0
 
 
@@ -205,6 +256,9 @@ async def test_a_sound_device_passes(autojump_clock: MockClock) -> None:
         (TakesOneBuffer, "write of 1 buffers returned before it asked for the one"),
         (NeedsABuffer, "write of 0 buffers raised"),
         (KeepsViews, "is a buffer kept longer than until the next one is asked for?"),
+        (KeepsGatheredViews, "is a buffer kept longer than until the next one is"),
+        (SaysTooMuch, "write says that it has written 2 bytes, but was not given so"),
+        (GathersOnce, "write of 1 buffers returned before it asked for the one"),
         (LosesTheEnd, "414105 bytes were written and 414104 came back; they differ at"),
         (CannotAbortWhenFinished, "abort after finish raised OSError(9"),
         (HangsInAbort, "abort right after begin did not end within 10 s"),

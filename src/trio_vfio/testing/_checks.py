@@ -27,6 +27,9 @@ _CONFIG: Final = b"config blob"
 _PIECE: Final = b"0123456789abcdef" * 1024
 _RUN: Final = 16
 
+# How many of them are there when several are asked for.
+_TOGETHER: Final = 3
+
 
 async def check_state_sink(
     make: Callable[[], StateSink], read_back: ReadBack | None = None
@@ -57,29 +60,68 @@ async def check_state_sink(
 @final
 @attrs.define(eq=False)
 class _Run(Iterator[memoryview]):
-    """Hands out pieces in one and the same memory, as a session is free to do."""
+    """Hands out pieces as a session does, which uses their memory again at once.
+
+    One by one, or several together, as `trio_vfio._device._port.Gathers` has it.
+    """
 
     _pieces: Sequence[bytes] = attrs.field(alias="pieces")
     _before: Callable[[int], None] = attrs.field(default=lambda _: None, alias="before")
     """Called with the number of each piece before it is handed out."""
-    _memory: bytearray = attrs.field(init=False)
     _next: int = attrs.field(default=0, init=False)
+    _lent: list[bytearray] = attrs.field(factory=list[bytearray], init=False)
+    """What was handed out and is not written whole."""
+    _done: int = attrs.field(default=0, init=False)
+    """How much of the first is written, in bytes."""
     exhausted: bool = attrs.field(default=False, init=False)
 
-    def __attrs_post_init__(self) -> None:
-        self._memory = bytearray(max(map(len, self._pieces), default=0))
-
     def __next__(self) -> memoryview:
-        # A view that the device has kept now shows something else.
-        self._memory[:] = b"\xee" * len(self._memory)
+        if self._lent:
+            self._take_back()
+        if not self._lend():
+            raise StopIteration
+        return memoryview(self._lent[0])
+
+    def gather(self, most: int) -> list[memoryview]:
+        """Return what is to be written next, of a few pieces."""
+        if not self._lent and not self._lend():
+            return []
+        while len(self._lent) < _TOGETHER and self._next < len(self._pieces):
+            if sum(map(len, self._lent)) + len(self._pieces[self._next]) > most:
+                break
+            self._lend()
+        first, *others = map(memoryview, self._lent)
+        return [first[self._done :], *others]
+
+    def written(self, count: int) -> None:
+        """Take back what is written."""
+        require(
+            0 <= count <= sum(map(len, self._lent)) - self._done,
+            f"write says that it has written {count} bytes, but was not given so many",
+        )
+        self._done += count
+        while self._lent and self._done >= len(self._lent[0]):
+            self._done -= len(self._lent[0])
+            self._take_back()
+
+    def partly(self) -> tuple[int, int]:
+        """How much is written of the piece that comes next, and its size, in bytes."""
+        return self._done, len(self._lent[0]) if self._lent else 0
+
+    def _lend(self) -> bool:
+        """Hand out a piece, if there is one."""
         if self._next == len(self._pieces):
             self.exhausted = True
-            raise StopIteration
+            return False
         self._before(self._next)
-        piece = self._pieces[self._next]
+        self._lent.append(bytearray(self._pieces[self._next]))
         self._next += 1
-        self._memory[: len(piece)] = piece
-        return memoryview(self._memory)[: len(piece)]
+        return True
+
+    def _take_back(self) -> None:
+        # A view that the device has kept now shows something else.
+        lent = self._lent.pop(0)
+        lent[:] = b"\xee" * len(lent)
 
 
 async def _check_whole_state(sink: StateSink, read_back: ReadBack | None) -> None:
