@@ -239,13 +239,14 @@ class IncomingDevice:
         """Wait for the packet that is due; whether it is not the config."""
         if not self._has_next:
             await self._wait_for_next()
+        # A thread of the device's may have waited, and have got no data.
+        self.progress.waiting_for = None
         return self.queue.has_due_data
 
     async def _wait_for_next(self) -> None:
         self._starve()
         self.check_progress()
         await self.wait_until(lambda: self._has_next)
-        self.progress.waiting_for = None
 
     def _starve(self) -> None:
         if self.progress.waiting_for != self.queue.due:
