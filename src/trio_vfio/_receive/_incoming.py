@@ -108,6 +108,11 @@ async def open_incoming(
     order by a task of its own, from SWITCHOVER_START on; the source is told of
     success only when every device has accepted its state.
 
+    Channels that are plain sockets are read in threads while data comes, other
+    streams in tasks. What holds is the same. A thread that waits looks up every 10 to
+    50 ms, so that is what it may take until a cancel has ended them all; the source
+    hears of it at once.
+
     The first fault ends the migration: the block is cancelled, the source hears
     that it failed, device calls under way are waited for, and every device that
     began is aborted, completed ones too. The same happens if the block is
