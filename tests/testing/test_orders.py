@@ -217,7 +217,7 @@ def always(queue: ReorderQueue, header: StateHeader) -> bool:
 
 
 def whatever_is_due(
-    queue: ReorderQueue, most: int, patience: float = 0.0
+    queue: ReorderQueue, most: int, patience: float, starving: Callable[[], None]
 ) -> list[StatePacket]:
     taken: list[StatePacket] = []
     while queue.due in queue._waiting:

@@ -90,8 +90,9 @@ class _Run(Iterator[memoryview]):
             if sum(map(len, self._lent)) + len(self._pieces[self._next]) > most:
                 break
             self._lend()
-        first, *others = map(memoryview, self._lent)
-        return [first[self._done :], *others]
+        batch = [memoryview(each) for each in self._lent]
+        batch[0] = batch[0][self._done :]
+        return batch
 
     def written(self, count: int) -> None:
         """Take back what is written."""
