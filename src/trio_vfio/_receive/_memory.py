@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import threading
-from typing import Final, final
+from typing import final
 
 import attrs
 
 from .._migration._pages import new_buffer
-from .._wire._limits import KIB
-
-# Small buffers are cut from blocks, which go back to the system as a whole when all of
-# one are dropped. Where Python takes them from, the memory of many stays for good.
-_SMALL: Final = 32 * KIB
-_BLOCK: Final = 512 * KIB
 
 
 @final
@@ -42,8 +36,6 @@ class Memory:
         factory=dict[int, list[memoryview]], init=False
     )
     """By size. No list is empty."""
-    _block: memoryview = attrs.field(factory=lambda: memoryview(b""), init=False)
-    """What is left of the block that small buffers are cut from."""
 
     def has_room(self, size: int) -> bool:
         """Whether *size* bytes more stay within the limit."""
@@ -57,7 +49,7 @@ class Memory:
             return self._pop(size)
         while self.used + self.kept > self._most:
             self._pop(next(iter(self._free)))
-        return new_buffer(size) if size > _SMALL else self._cut(size)
+        return new_buffer(size)
 
     def give_back(self, buffer: memoryview) -> None:
         """Take *buffer*, which nobody uses any more."""
@@ -65,12 +57,6 @@ class Memory:
         self.used -= size
         self.kept += size
         self._free.setdefault(size, []).append(buffer)
-
-    def _cut(self, size: int) -> memoryview:
-        if size > len(self._block):
-            self._block = new_buffer(_BLOCK)
-        buffer, self._block = self._block[:size], self._block[size:]
-        return buffer
 
     def _pop(self, size: int) -> memoryview:
         free = self._free[size]
