@@ -61,12 +61,6 @@ def test_a_packet_without_data_takes_nothing() -> None:
     assert (memory.used, memory.kept) == (0, 0)
 
 
-@pytest.mark.parametrize("size", [mmap.PAGESIZE, 3 * mmap.PAGESIZE + 1])
-def test_what_fills_a_page_has_pages_of_its_own(size: int) -> None:
-    """They go back to the system when they are dropped."""
-    assert isinstance(Memory(size).take(size).obj, mmap.mmap)
-
-
 def test_where_there_are_too_many_mappings_memory_is_found_elsewhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -77,7 +71,8 @@ def test_where_there_are_too_many_mappings_memory_is_found_elsewhere(
     assert len(Memory(1 << 20).take(1 << 20)) == 1 << 20
 
 
-def test_large_buffers_are_pages_of_their_own(size: int) -> None:
+@pytest.mark.parametrize("size", [mmap.PAGESIZE, 3 * mmap.PAGESIZE + 1])
+def test_what_fills_a_page_has_pages_of_its_own(size: int) -> None:
     """So they go back to the system when they are dropped."""
     buffer = Memory(size).take(size)
     assert isinstance(buffer.obj, mmap.mmap)
