@@ -42,6 +42,14 @@ def test_what_others_are_in_need_of_is_not_kept() -> None:
     assert (memory.used, memory.kept) == (8, 0)
 
 
+def test_what_is_kept_can_be_dropped() -> None:
+    memory = Memory(100)
+    memory.give_back(memory.take(10))
+    memory.drop()
+    assert (memory.used, memory.kept) == (0, 0)
+    assert len(memory.take(10)) == 10
+
+
 def test_there_is_room_up_to_the_limit() -> None:
     memory = Memory(100)
     buffer = memory.take(60)

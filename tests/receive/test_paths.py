@@ -243,9 +243,27 @@ async def test_a_whole_migration(
         assert channel.packets == channel.device_state_packets == len(packets)
         assert channel.bytes == FIRST + sum(map(len, packets))
     assert active_thread_count() == 0
-    assert session_of(incoming)._memory.used == 0
+    memory = session_of(incoming)._memory
+    assert (memory.used, memory.kept) == (0, 0)
     path.opened.clear()
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+async def test_packets_of_a_channel_come_in_its_order(path: Path, files: Files) -> None:
+    """One without data is whole with its header, which one read may bring with more."""
+    events: list[TraceEvent] = []
+    with trio.fail_after(20):
+        async with receiving(path, {A: files.memfd()}, trace=events.append) as incoming:
+            source = await connected(path)
+            # Before anybody reads them, so that they are there together.
+            await source.packets(0, *state_packets(A, [b"a", b"", b"", b"b"]))
+            await source.begin(A)
+            await source.switch_over()
+            await source.end()
+            await source.close()
+            await incoming.wait_complete()
+    came = [each for each in events if each.name.endswith("buffer_incoming")]
+    assert [each.arguments[1] for each in came] == [0, 1, 2, 3, 4]
 
 
 def _check_events(name: str, sizes: list[int], events: list[TraceEvent]) -> None:

@@ -323,6 +323,13 @@ def test_another_channel_may_bring_the_same_packet_meanwhile() -> None:
     assert q.bytes == q.memory.used == 40
 
 
+def test_room_that_any_device_may_make_is_not_waited_for_in_a_thread() -> None:
+    q = queue(max_bytes=1000, session_bytes=100)
+    admit(q, header(1, 60))
+    a_day = 86_400
+    assert q.admit_untrusted(header(2, 50), a_day) is None
+
+
 def test_patience_with_room_has_an_end() -> None:
     q = queue(max_bytes=100)
     admit(q, header(1, 60))

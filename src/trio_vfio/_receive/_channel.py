@@ -128,14 +128,19 @@ class _Receiver:
                     case StateHeader():
                         self._channel.packets += 1
                         self._channel.device_state_packets += 1
-                        self._accept(event, self._router.admit_now(event))
+                        memory = self._router.admit_now(event)
+                        if not event.size and whole is not None:
+                            # It has come before this one, which is whole at once.
+                            self._put(whole)
+                            whole = None
+                        self._accept(event, memory)
                     case RamPacket():
                         self._channel.packets += 1
         finally:
             # Last of all, whatever is wrong with the next: it may wake a thread, which
             # could not go on before this one waits and frees the interpreter's lock.
             if whole is not None:
-                self._router.device(whole.header).put(whole)
+                self._put(whole)
 
     async def _wait_for_memory(self, header: StateHeader) -> None:
         self._accept(header, await self._router.admit(self._channel, header))
@@ -149,7 +154,10 @@ class _Receiver:
     def _accept(self, header: StateHeader, memory: memoryview | None) -> None:
         self._waiting = header if memory is None else None
         if memory is not None and (whole := self._decoder.accept(memory)) is not None:
-            self._router.device(header).put(whole)
+            self._put(whole)
+
+    def _put(self, packet: StatePacket) -> None:
+        self._router.device(packet.header).put(packet)
 
     def _broke(self, error: Exception) -> None:
         if self._decoder.inside_packet:

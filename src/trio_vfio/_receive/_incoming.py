@@ -186,7 +186,7 @@ async def _run(session: Session, connections: Connections) -> None:
     finally:
         # Waits for no peer, and for a TLS one only with a deadline of its own.
         await connections.close()  # noqa: ASYNC102
-        session.trace_cleanup()
+        session.clean_up()
 
 
 @asynccontextmanager

@@ -58,6 +58,12 @@ class Memory:
         self.kept += size
         self._free.setdefault(size, []).append(buffer)
 
+    def drop(self) -> None:
+        """Keep nothing any more: nothing will be taken."""
+        with self.lock:
+            self._free.clear()
+            self.kept = 0
+
     def _pop(self, size: int) -> memoryview:
         free = self._free[size]
         buffer = free.pop()

@@ -121,7 +121,8 @@ class ReorderQueue:
         with self.memory.lock:
             self.check_untrusted(header)
             if not self.admits(header):
-                if not patience:
+                # Room of the session's is made by any device: a task hears of that.
+                if not patience or not self.memory.has_room(header.size):
                     return None
                 self._moved.wait_for(lambda: self.admits(header), patience)
                 # Another channel may have brought the same index meanwhile.

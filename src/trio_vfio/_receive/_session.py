@@ -167,8 +167,10 @@ class Session(Migration):
             return_path.succeed()
             await self.ended.wait()
 
-    def trace_cleanup(self) -> None:
-        """Say that all that was taken up is given back."""
+    def clean_up(self) -> None:
+        """Give back all that was taken up, and say so."""
+        # Whoever keeps the block's `Incoming` must not keep its memory.
+        self._memory.drop()
         if self.router.channels:
             self.trace("multifd_recv_terminate_threads", 0)
         self.trace("loadvm_state_cleanup")
