@@ -13,6 +13,8 @@ from typing import Final, final
 import attrs
 import trio
 
+from ._stream import fill
+
 LINGER: Final = 0.01
 """Seconds that a thread waits for more, before a task does that."""
 
@@ -43,9 +45,9 @@ class StreamReader:
     _stream: trio.abc.ReceiveStream
 
     async def fill(self, buffers: Sequence[memoryview]) -> int:
-        """Read what has arrived into the first of *buffers* that is not empty.
+        """Read what has arrived into *buffers*, in order; wait for at least a byte.
 
-        Waits for at least a byte. If cancelled, nothing was read.
+        If cancelled, nothing was read.
 
         Returns: how many bytes; 0 if the stream has ended.
 
@@ -53,10 +55,7 @@ class StreamReader:
           trio.BrokenResourceError: if the connection broke.
           trio.ClosedResourceError: if the stream was closed on this side.
         """
-        target = next(buffer for buffer in buffers if buffer)
-        data = await self._stream.receive_some(len(target))
-        target[: len(data)] = data
-        return len(data)
+        return await fill(self._stream, buffers)
 
 
 @final
