@@ -83,6 +83,13 @@ async def test_payload_and_next_header_come_with_one_call(pair: Pair) -> None:
         assert source.fill(buffers(4)) == 4
 
 
+async def test_what_has_to_be_done_before_it_waits(pair: Pair) -> None:
+    """As late as that: who is woken by it may be who sends."""
+    source = pair.reader
+    with source.blocking():
+        assert source.fill(buffers(3), before=lambda: pair.theirs.sendall(b"abc")) == 3
+
+
 async def test_it_waits_for_all_of_the_payload(pair: Pair) -> None:
     """Though it comes in pieces, the thread wakes once: SO_RCVLOWAT."""
     source = pair.reader

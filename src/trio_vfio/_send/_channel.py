@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
+from queue import SimpleQueue
 from typing import final
 
 import attrs
@@ -94,14 +96,16 @@ class OutgoingChannel:
             self._sender.interrupt()
 
     async def _run_thread(self, line: Line, sender: ThreadSender) -> None:
+        # Not in the thread, which starts when it likes: who is ready first is served
+        # first, here as where tasks send.
+        asked = line.ask()
         self.at_rest = trio.Event()
         broke: trio.BrokenResourceError | None = None
         try:
             with sender, suppress(Interrupted):
                 self._sender = sender
-                await trio.to_thread.run_sync(
-                    self._send_in_thread, line, sender, limiter=trio.CapacityLimiter(1)
-                )
+                send = partial(self._send_in_thread, line, sender, asked)
+                await trio.to_thread.run_sync(send, limiter=trio.CapacityLimiter(1))
         except trio.BrokenResourceError as error:
             broke = error
         finally:
@@ -110,14 +114,20 @@ class OutgoingChannel:
         if broke is not None:
             await self._lost(_broke(broke), broke)
 
-    def _send_in_thread(self, line: Line, sender: ThreadSender) -> None:
-        while (packet := line.take_in_thread()) is not None:
+    def _send_in_thread(
+        self,
+        line: Line,
+        sender: ThreadSender,
+        asked: SimpleQueue[Packet | None],
+    ) -> None:
+        while (packet := asked.get()) is not None:
             left = self._begin(packet)
             while left:
                 before = left
                 left = sender.send_some(left)
                 self._count(before, left)
             self._end(packet, line)
+            asked = line.ask()
 
     async def _send_in_task(self, line: Line) -> None:
         while (packet := await line.take()) is not None:

@@ -111,11 +111,11 @@ class Line:
         await arrived.wait()
         return given[0]
 
-    def take_in_thread(self) -> Packet | None:
-        """Do the same in a thread that is not Trio's."""
-        box: SimpleQueue[Packet | None] = SimpleQueue()
-        self._ask(box.put)
-        return box.get()
+    def ask(self) -> SimpleQueue[Packet | None]:
+        """Ask for one; return where a thread that is not Trio's can wait for it."""
+        asked: SimpleQueue[Packet | None] = SimpleQueue()
+        self._ask(asked.put)
+        return asked
 
     def sent(self, packet: Packet) -> None:
         """Take note that *packet* has gone: its memory is free for others."""
