@@ -6,7 +6,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final, final
 
@@ -24,6 +24,9 @@ MOST_AT_ONCE: Final = 1024 * 1024
 # struct timeval
 _TIMEOUT: Final = struct.pack("@ll", 0, int(LINGER * 1_000_000))
 _NO_TIMEOUT: Final = struct.pack("@ll", 0, 0)
+
+
+def _nothing() -> None: ...
 
 
 def reader(stream: trio.abc.ReceiveStream) -> Reader:
@@ -106,10 +109,16 @@ class SocketReader:
                 self._set(socket.SO_RCVTIMEO, _NO_TIMEOUT)
                 self._wait_for(1)
 
-    def fill(self, buffers: Sequence[memoryview]) -> int | None:
+    def fill(
+        self, buffers: Sequence[memoryview], before: Callable[[], None] = _nothing
+    ) -> int | None:
         """Fill the first of *buffers*, and of the others what has come by then.
 
         Fills less where that takes more than 10 ms, or the stream ends before.
+
+        Args:
+          before: called as the very last thing before the read: a thread that it
+            wakes finds the interpreter's lock free.
 
         Returns: how many bytes; 0 if the stream has ended; None if nothing came.
 
@@ -120,7 +129,9 @@ class SocketReader:
         self._check_open()
         try:
             self._wait_for(min(len(buffers[0]), MOST_AT_ONCE))
-            return os.readv(self._blocking.fileno(), buffers)
+            number = self._blocking.fileno()
+            before()
+            return os.readv(number, buffers)
         except BlockingIOError:
             return None
         except OSError as error:

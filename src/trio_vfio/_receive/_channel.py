@@ -73,6 +73,8 @@ class _Receiver:
     _decoder: ChannelDecoder
     _router: Router
     _ended: bool = attrs.field(default=False, init=False)
+    _whole: StatePacket | None = attrs.field(default=None, init=False)
+    """A packet that has come and is still to be handed over."""
     _waiting: StateHeader | None = attrs.field(default=None, init=False)
     """A header whose packet had to wait for memory."""
     _limiter: trio.CapacityLimiter = attrs.field(
@@ -100,64 +102,71 @@ class _Receiver:
                     self._receive_much, source, limiter=self._limiter
                 )
         else:
-            self._received(await source.fill(self._decoder.buffers()))
+            count = await source.fill(self._decoder.buffers())
+            try:
+                self._received(count)
+            finally:
+                self._hand_over()
 
     def _receive_much(self, source: SocketReader) -> None:
         """Receive as long as there is something to receive, in a thread."""
-        while not self._ended:
-            trio.from_thread.check_cancelled()
-            if (count := source.fill(self._decoder.buffers())) is None:
-                return
-            self._received(count)
-            if self._waiting is not None and not self._wait_in_thread(self._waiting):
-                return
+        try:
+            while not self._ended:
+                trio.from_thread.check_cancelled()
+                count = source.fill(self._decoder.buffers(), self._hand_over)
+                if count is None:
+                    return
+                self._received(count)
+                if not self._has_memory_soon():
+                    return
+        finally:
+            self._hand_over()
 
     def _received(self, count: int) -> None:
-        """Take note of *count* bytes, 0 if there are no more. In any thread."""
+        """Take note of *count* bytes, 0 if there are no more. In any thread.
+
+        If they make a packet whole, the caller has to hand it over, whatever is
+        wrong with the next: as late as it can, for that may wake a thread, which
+        could not go on before this one waits and frees the interpreter's lock.
+        """
         if not count:
             self._decoder.received_eof()
             self._ended = True
             return
         self._router.activity.touch()
-        whole: StatePacket | None = None
-        try:
-            for event in self._decoder.received(count):
-                match event:
-                    case StatePacket():
-                        whole = event
-                    case StateHeader():
-                        self._channel.packets += 1
-                        self._channel.device_state_packets += 1
-                        memory = self._router.admit_now(event)
-                        if not event.size and whole is not None:
-                            # It has come before this one, which is whole at once.
-                            self._put(whole)
-                            whole = None
-                        self._accept(event, memory)
-                    case RamPacket():
-                        self._channel.packets += 1
-        finally:
-            # Last of all, whatever is wrong with the next: it may wake a thread, which
-            # could not go on before this one waits and frees the interpreter's lock.
-            if whole is not None:
-                self._put(whole)
+        for event in self._decoder.received(count):
+            match event:
+                case StatePacket():
+                    self._whole = event
+                case StateHeader():
+                    self._channel.packets += 1
+                    self._channel.device_state_packets += 1
+                    self._accept(event, self._router.admit_now(event))
+                case RamPacket():
+                    self._channel.packets += 1
 
     async def _wait_for_memory(self, header: StateHeader) -> None:
         self._accept(header, await self._router.admit(self._channel, header))
+        self._hand_over()
 
-    def _wait_in_thread(self, header: StateHeader) -> bool:
-        """Wait a while for memory; whether it is there."""
-        memory = self._router.admit_now(header, PATIENCE)
-        self._accept(header, memory)
-        return memory is not None
+    def _has_memory_soon(self) -> bool:
+        """Whether the next packet has memory, waiting a while for it in a thread."""
+        if (header := self._waiting) is not None:
+            self._hand_over()
+            self._accept(header, self._router.admit_now(header, PATIENCE))
+        return self._waiting is None
 
     def _accept(self, header: StateHeader, memory: memoryview | None) -> None:
         self._waiting = header if memory is None else None
-        if memory is not None and (whole := self._decoder.accept(memory)) is not None:
-            self._put(whole)
+        if memory is not None and (empty := self._decoder.accept(memory)) is not None:
+            # Not before the one that came before it.
+            self._hand_over()
+            self._whole = empty
 
-    def _put(self, packet: StatePacket) -> None:
-        self._router.device(packet.header).put(packet)
+    def _hand_over(self) -> None:
+        if (packet := self._whole) is not None:
+            self._whole = None
+            self._router.device(packet.header).put(packet)
 
     def _broke(self, error: Exception) -> None:
         if self._decoder.inside_packet:
