@@ -12,6 +12,23 @@ from typing import Any, Protocol, runtime_checkable
 import attrs
 
 
+class QuickWriter(Protocol):
+    """Writes to a device, in whatever thread, while the device's own one waits."""
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether that is likely to take no longer than to wake the device's thread."""
+        ...
+
+    def write(self, buffers: Sequence[memoryview]) -> int:
+        """Write *buffers*, or their beginning, and return how many bytes that were.
+
+        Raises:
+          OSError: if the device refuses it.
+        """
+        ...
+
+
 @runtime_checkable
 class Gathers(Protocol):
     """What the iterator that `StateSink.write` is given can do besides.
@@ -20,11 +37,19 @@ class Gathers(Protocol):
     uses this does not iterate.
     """
 
-    def gather(self, most: int) -> list[memoryview]:
+    def gather(self, most: int, writer: QuickWriter | None = None) -> list[memoryview]:
         """Return what is to be written next, in order; nothing at the end.
 
         That is what is left of the buffer that is partly written, or else the next
         one, and as many behind it as make no more than *most* bytes together.
+
+        Args:
+          writer: if this has to wait for a buffer, the thread that brings it may
+            write it with that, and then need not wake this one. For a device
+            that never lets a thread wait: others have their data from it, too.
+
+        Raises:
+          OSError: if *writer* did.
         """
         ...
 

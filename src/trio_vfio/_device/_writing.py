@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import select
-from collections.abc import Callable, Iterator
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, final
 
 import attrs
 
-from ._port import Gathers
+from ._port import Gathers, QuickWriter
 from ._waiting import wait_ready, with_progress
 
 AT_ONCE: Final = 1024 * 1024
@@ -19,13 +22,18 @@ AT_ONCE: Final = 1024 * 1024
 As much as QEMU writes with one, so that a cancel waits no longer for its end.
 """
 
+QUICK: Final = 0.001
+"""Seconds that a write may take for another thread to do it by the way."""
+
 
 def write_buffers(
     fd: int, buffers: Iterator[memoryview], check: Callable[[], None]
 ) -> None:
     """Write all of *buffers* to *fd*, each of them whole before the next is asked for.
 
-    Where *buffers* can give several, small ones go together, up to 1 MiB.
+    Where *buffers* can give several, small ones go together, up to 1 MiB. And where
+    *fd* is a file, whoever brings a buffer may write it: what a file takes goes to
+    memory, while a device, even if it is quick at first, may let a thread wait.
 
     A descriptor that has no room is waited for, unless it is a blocking one:
     there it is the kernel that waits, and *check* is not called meanwhile.
@@ -39,14 +47,16 @@ def write_buffers(
         the buffer was written before.
     """
     run = buffers if isinstance(buffers, Gathers) else _OneByOne(buffers)
+    descriptor = _Descriptor(fd)
+    writer = descriptor if stat.S_ISREG(os.fstat(fd).st_mode) else None
     # Who has had no room once is asked first, which costs less than to be refused.
     asks = refused = False
-    while batch := run.gather(AT_ONCE):
+    while batch := run.gather(AT_ONCE, writer):
         check()
         if asks and not refused:
             wait_ready(fd, select.POLLOUT, check)
         try:
-            count = os.writev(fd, batch)
+            count = descriptor.writev(batch)
         except BlockingIOError:
             wait_ready(fd, select.POLLOUT, check, again=refused)
             asks = refused = True
@@ -63,6 +73,35 @@ def write_buffers(
 
 @final
 @attrs.define(eq=False)
+class _Descriptor:
+    """Where buffers go, and how long that takes."""
+
+    _fd: int
+    _usual: float = attrs.field(default=math.inf, init=False)
+    """Seconds that a write takes."""
+
+    @property
+    def is_quick(self) -> bool:
+        return self._usual < QUICK
+
+    def write(self, buffers: Sequence[memoryview]) -> int:
+        try:
+            return self.writev(buffers)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise with_progress(error, 0, len(buffers[0])) from error
+
+    def writev(self, buffers: Sequence[memoryview]) -> int:
+        began = time.perf_counter()
+        count = os.writev(self._fd, buffers)
+        # One that takes long may just not have had a processor; one after another, no.
+        self._usual = min(time.perf_counter() - began, 2 * self._usual)
+        return count
+
+
+@final
+@attrs.define(eq=False)
 class _OneByOne:
     """What comes out of an iterator, one after another."""
 
@@ -70,7 +109,7 @@ class _OneByOne:
     _current: memoryview = attrs.field(factory=lambda: memoryview(b""), init=False)
     _done: int = attrs.field(default=0, init=False)
 
-    def gather(self, _: int) -> list[memoryview]:
+    def gather(self, most: int, writer: QuickWriter | None = None) -> list[memoryview]:
         if self._done == len(self._current):
             self._current = next(self._buffers, memoryview(b""))
             self._done = 0

@@ -137,7 +137,8 @@ class _Receiver:
         for event in self._decoder.received(count):
             match event:
                 case StatePacket():
-                    self._whole = event
+                    if not self._router.device(event.header).write_at_once(event):
+                        self._whole = event
                 case StateHeader():
                     self._channel.packets += 1
                     self._channel.device_state_packets += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import final
 
 import attrs
@@ -25,7 +26,7 @@ from .._trace import Trace
 from .._wire._multifd import StatePacket
 from .._wire._vfio_section import config_blob_untrusted
 from ._reorder import PATIENCE, ReorderQueue
-from ._run import Buffer, OneBuffer, Run, Supply
+from ._run import AtOnce, Buffer, OneBuffer, Run, Supply
 
 
 @final
@@ -116,10 +117,18 @@ class IncomingDevice:
 
     def put(self, packet: StatePacket) -> None:
         """Queue a packet that has arrived, in any thread. Does not wait."""
-        idx = packet.header.idx
-        self.trace("vfio_load_state_device_buffer_incoming", self.name, idx)
+        self._trace_incoming(packet)
         if self.queue.put(packet) and self._waiters:
             self.home.call(self.wake)
+
+    def write_at_once(self, packet: StatePacket) -> bool:
+        """Write a packet that has arrived in this thread, if the device waits for it.
+
+        Only if its own thread does, and has said how; and not in Trio's.
+
+        Returns: whether it was taken; then it must not be put.
+        """
+        return not self.home.is_here and self.queue.do_at_once(packet)
 
     def put_main_config(self, blob: bytes) -> None:
         """Take the config that came on the main channel, behind all data."""
@@ -207,16 +216,30 @@ class IncomingDevice:
                 offset=self.position.bytes,
             )
 
-    def take(self, most: int) -> list[Buffer]:
+    def take(self, most: int, at_once: AtOnce | None = None) -> list[Buffer]:
         """Take the data that is due, for a run; see `Supply`."""
-        buffers: list[Buffer] = []
         patience = 0 if self.home.is_here else PATIENCE
-        packets = self.queue.take(most, patience, self._starve)
-        if packets:
-            self.progress.waiting_for = None
-            # The next one may wait for memory, and now is the one that is due.
-            if self._waiters and not self.queue.has_due:
-                self.home.call(self.wake)
+        write = None if at_once is None else partial(self._write_at_once, at_once)
+        packets = self.queue.take(most, patience, self._starve, write)
+        return self._buffers(packets) if packets else []
+
+    def _write_at_once(self, at_once: AtOnce, packets: list[StatePacket]) -> bool:
+        """Do *at_once* in the thread that has brought the first of *packets*."""
+        self._trace_incoming(packets[0])
+        buffers = self._buffers(packets)
+        if buffers and not at_once(buffers):
+            return False
+        if not self.queue.has_due:
+            self._starve()
+        return True
+
+    def _buffers(self, packets: list[StatePacket]) -> list[Buffer]:
+        """Return the data of *packets*, which were taken."""
+        self.progress.waiting_for = None
+        # The next one may wait for memory, and now is the one that is due.
+        if self._waiters and not self.queue.has_due:
+            self.home.call(self.wake)
+        buffers: list[Buffer] = []
         for packet in packets:
             buffer = Buffer(packet.data, packet.header.idx)
             if buffer.idx == 0:
@@ -253,6 +276,10 @@ class IncomingDevice:
             self.progress.starved += 1
             self.progress.waiting_for = self.queue.due
             self._trace_starved()
+
+    def _trace_incoming(self, packet: StatePacket) -> None:
+        idx = packet.header.idx
+        self.trace("vfio_load_state_device_buffer_incoming", self.name, idx)
 
     def _trace_start(self) -> None:
         """Say that it is loaded, once it is known to come over the channels.

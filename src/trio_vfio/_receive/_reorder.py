@@ -7,8 +7,9 @@ over a limit waits in its channel. Once the device takes packets, the one that i
 *due* is always admitted, for the channels' heads could otherwise wait for each
 other for ever.
 
-No I/O and no waiting. A queue may be used in any thread, so that a channel that is
-read in one need not disturb Trio's for each packet.
+No I/O. A queue may be used in any thread, so that a channel that is read in one need
+not disturb Trio's for each packet; nor the device's, where that waits for a packet
+and what it would do with it may be done in the channel's.
 """
 
 from __future__ import annotations
@@ -32,6 +33,12 @@ PATIENCE: Final = 0.05
 
 Otherwise each time that a device is faster than its packets would cost a turn of Trio
 and the start of a thread, as much as the system needs to copy a MiB.
+"""
+
+AtOnce = Callable[[list[StatePacket]], bool]
+"""Does with packets what is done with those that are taken; whether all of it.
+
+It is never called by two threads at a time, and not with the lock held.
 """
 
 # The marks around the blob in a config packet.
@@ -63,6 +70,16 @@ class ReorderQueue:
     _due_came: Signal = attrs.field(init=False)
     _moved: Signal = attrs.field(init=False)
     _highest: int = attrs.field(default=-1, init=False)
+    _most: int = attrs.field(default=0, init=False)
+    """Bytes that are taken together."""
+    _at_once: AtOnce | None = attrs.field(default=None, init=False)
+    """What may be done with the packet that is due, while the device's thread waits."""
+    _busy: bool = attrs.field(default=False, init=False)
+    """Whether that is being done."""
+    _left: bool = attrs.field(default=False, init=False)
+    """Whether something of it is left to the device's thread."""
+    _done: int = attrs.field(default=0, init=False)
+    """How often it was done."""
 
     def __attrs_post_init__(self) -> None:
         self._due_came = Signal(self.memory.lock)
@@ -144,8 +161,42 @@ class ReorderQueue:
             self._waiting[packet.header.idx] = packet
             if packet.header.idx != self.due:
                 return False
-            self._due_came.notify_all()
+            if not self._busy:
+                self._due_came.notify_all()
             return True
+
+    def do_at_once(self, packet: StatePacket) -> bool:
+        """Let an admitted packet that has arrived be taken in this thread, not Trio's.
+
+        Nothing is done if it is not due, or if no thread waits in `take` that has
+        said what to do with it. What is due by then goes with it.
+
+        Returns: whether it was taken; then it must not be put.
+        """
+        with self.memory.lock:
+            if self._at_once is None or not self._is_due_data(packet):
+                return False
+            del self._arriving[packet.header.idx]
+            self._waiting[packet.header.idx] = packet
+            at_once, self._at_once = self._at_once, None
+            self._busy = True
+            packets = self._take_due()
+        whole = False
+        try:
+            whole = at_once(packets)
+        finally:
+            with self.memory.lock:
+                self._done += 1
+                self._busy = False
+                self._at_once = at_once if whole else None
+                self._left = not whole
+                if self._is_ready():
+                    self._due_came.notify_all()
+        return True
+
+    def _is_due_data(self, packet: StatePacket) -> bool:
+        idx = packet.header.idx
+        return idx == self.due and idx != self.config_idx
 
     @property
     def has_due(self) -> bool:
@@ -189,6 +240,7 @@ class ReorderQueue:
         most: int,
         patience: float = 0.0,
         starving: Callable[[], None] | None = None,
+        at_once: AtOnce | None = None,
     ) -> list[StatePacket]:
         """Take the data packets that are due and have arrived, in order.
 
@@ -196,25 +248,48 @@ class ReorderQueue:
           patience: seconds that a thread, but not Trio's, may be made to wait for
             the first.
           starving: called if it has to.
+          at_once: what the thread that brings the first may do with it, instead of
+            letting this one return, and again as long as this one waits.
 
         Returns: one, and as many behind it as make no more than *most* bytes. None
-            if the packet that is due is the config, or has not arrived.
+            if the packet that is due is the config, or has not arrived; or if
+            *at_once* has left something to do.
         """
-        taken: list[StatePacket] = []
-        size = 0
         with self.memory.lock:
+            self._most = most
             if patience and not self._has_due():
                 if starving is not None:
                     starving()
-                self._due_came.wait_for(self._has_due, patience)
-            while self.due in self._waiting and self.due != self.config_idx:
-                size += self._waiting[self.due].header.size
-                if taken and size > most:
-                    break
-                taken.append(self._waiting.pop(self.due))
-                self.due += 1
-            self._moved.notify_all()
+                self._wait_for_due(patience, at_once)
+            if self._left:
+                self._left = False
+                return []
+            return self._take_due()
+
+    def _take_due(self) -> list[StatePacket]:
+        taken: list[StatePacket] = []
+        size = 0
+        while self.due in self._waiting and self.due != self.config_idx:
+            size += self._waiting[self.due].header.size
+            if taken and size > self._most:
+                break
+            taken.append(self._waiting.pop(self.due))
+            self.due += 1
+        self._moved.notify_all()
         return taken
+
+    def _wait_for_due(self, patience: float, at_once: AtOnce | None) -> None:
+        self._at_once = at_once
+        done = -1
+        while self._busy or (done != self._done and not self._is_ready()):
+            # As long as they come it does not matter who takes them.
+            done = self._done
+            self._due_came.wait_for(self._is_ready, patience)
+        self._at_once = None
+
+    def _is_ready(self) -> bool:
+        """Whether there is something to do for the device's thread."""
+        return not self._busy and (self._left or self._has_due())
 
     def take_config(self) -> StatePacket:
         """Take the config, which is due and has arrived."""

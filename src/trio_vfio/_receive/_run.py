@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Protocol, final
 
 import attrs
 
+from .._device._port import QuickWriter
 from .._migration._position import Position
 from .._trace import Trace
 
@@ -22,13 +24,25 @@ class Buffer:
     """Of its packet; None: it came on the main channel."""
 
 
+AtOnce = Callable[[list[Buffer]], bool]
+"""Writes buffers in the thread that calls; whether all of that was done.
+
+If it was not, the thread of the run will go on with it.
+"""
+
+
 class Supply(Protocol):
     """Where a run gets its buffers from, in whatever thread it is walked."""
 
-    def take(self, most: int) -> list[Buffer]:
+    def take(self, most: int, at_once: AtOnce | None = None) -> list[Buffer]:
         """Return the next ones: one, and as many behind it as make *most* bytes.
 
-        None if they are not there: then the run has come to its end.
+        None if they are not there: then the run has come to its end. And none if
+        *at_once* has left something to this thread.
+
+        Args:
+          at_once: what other threads may do, one at a time and only while this one
+            waits here, with the buffers that are next.
         """
         ...
 
@@ -46,7 +60,7 @@ class Run(Iterator[memoryview]):
     `trio_vfio._device._port.Gathers` has it, several at once.
 
     A device may walk it in a worker thread: nothing else touches `position`
-    meanwhile but to set `stopping`.
+    meanwhile but to set `stopping`, or while that thread waits for a buffer.
     """
 
     position: Position
@@ -59,6 +73,8 @@ class Run(Iterator[memoryview]):
     """Whether the first was handed out."""
     exhausted: bool = attrs.field(default=False, init=False)
     """Whether all buffers are written, or the run was told to stop."""
+    _refused: OSError | None = attrs.field(default=None, init=False)
+    """What another thread got for the buffer that is next."""
     _name: str = attrs.field(default="", alias="name", kw_only=True)
     _trace: Trace | None = attrs.field(default=None, alias="trace", kw_only=True)
     """Told of each buffer that has an index, in whatever thread it is."""
@@ -70,9 +86,9 @@ class Run(Iterator[memoryview]):
             raise StopIteration
         return self._taken[0].data
 
-    def gather(self, most: int) -> list[memoryview]:
+    def gather(self, most: int, writer: QuickWriter | None = None) -> list[memoryview]:
         """Return what is to be written next; see `Gathers`."""
-        if not self._has_next(most):
+        if not self._has_next(most, writer):
             return []
         batch = [buffer.data for buffer in self._taken]
         if self._done:
@@ -94,18 +110,35 @@ class Run(Iterator[memoryview]):
         """How much of the next buffer is written, and its size, in bytes."""
         return self._done, len(self._taken[0].data)
 
-    def _has_next(self, most: int) -> bool:
+    def _has_next(self, most: int, writer: QuickWriter | None = None) -> bool:
         """Whether there is one to hand out; then it is handed out."""
         if self.position.stopping:
             self.exhausted = True
             return False
         if not self._taken:
-            self._taken = self._supply.take(most)
+            at_once = None if writer is None else partial(self._write_at_once, writer)
+            self._taken += self._supply.take(most, at_once)
+        if self._refused is not None:
+            raise self._refused
         if not self._taken:
             self.exhausted = True
             return False
         self._hand_out()
         return True
+
+    def _write_at_once(self, writer: QuickWriter, buffers: list[Buffer]) -> bool:
+        """Write *buffers*, in another thread than the run's, which waits meanwhile."""
+        self._taken += buffers
+        if self.position.stopping or not writer.is_quick:
+            return False
+        self._hand_out()
+        try:
+            count = writer.write([buffer.data for buffer in buffers])
+        except OSError as error:
+            self._refused = error
+            return False
+        self.written(count)
+        return not self._taken
 
     def _hand_out(self) -> None:
         if self._handed_out:
@@ -136,7 +169,7 @@ class OneBuffer:
 
     _data: memoryview | None = attrs.field(alias="data")
 
-    def take(self, most: int) -> list[Buffer]:
+    def take(self, most: int, at_once: AtOnce | None = None) -> list[Buffer]:
         """Return it, once."""
         data, self._data = self._data, None
         return [Buffer(data)] if data else []

@@ -8,7 +8,7 @@ from typing import Final, TypeAlias, final
 import attrs
 import trio
 
-from .._device._port import StateSink
+from .._device._port import QuickWriter, StateSink
 from ._contract import (
     PATIENCE,
     CallInTask,
@@ -82,7 +82,7 @@ class _Run(Iterator[memoryview]):
             raise StopIteration
         return memoryview(self._lent[0])
 
-    def gather(self, most: int) -> list[memoryview]:
+    def gather(self, most: int, writer: QuickWriter | None = None) -> list[memoryview]:
         """Return what is to be written next, of a few pieces."""
         if not self._lent and not self._lend():
             return []
