@@ -73,6 +73,7 @@ def _cases() -> Iterator[Case]:
             yield attrs.evolve(memfd, channels=channels)
         for devices in (1, 2, 8, 32):
             yield attrs.evolve(memfd, devices=devices)
+        yield attrs.evolve(memfd, medium=Medium.PIPE, devices=32)
     yield Case(task=Task.WHOLE)
 
 
