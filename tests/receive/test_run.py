@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import attrs
 import pytest
 from hypothesis import given, strategies as st
+from trio.testing import wait_all_tasks_blocked
 
 from trio_vfio import TraceEvent
 from trio_vfio._device._port import Gathers
@@ -260,7 +261,7 @@ def test_who_gives_no_writer_writes_all_itself() -> None:
     assert supply.said == [None, None, None]
 
 
-def test_what_another_thread_has_written_is_not_handed_out() -> None:
+async def test_what_another_thread_has_written_is_not_handed_out() -> None:
     position = Position(hashlib.sha256())
     supply = Brought(numbered(b"abc", b"de", b"fgh"), together=2)
     said: list[TraceEvent] = []
@@ -274,9 +275,12 @@ def test_what_another_thread_has_written_is_not_handed_out() -> None:
     assert str((position.bytes, position.idx)) == "(8, None)"
     assert position.digest is not None
     assert position.digest.hexdigest() == hashlib.sha256(b"abcdefgh").hexdigest()
+    await wait_all_tasks_blocked()
     load = "vfio_load_state_device_buffer_load_"
-    assert [(event.name, event.args) for event in said] == [
-        (f"{load}{what}", (DEVICE, idx)) for idx in (5, 6, 7) for what in ("start", "end")
+    assert said == [
+        TraceEvent(f"{load}{what}", (DEVICE, idx))
+        for idx in (5, 6, 7)
+        for what in ("start", "end")
     ]
 
 
@@ -357,7 +361,7 @@ def test_another_thread_writes_nothing_once_the_run_is_told_to_stop() -> None:
     counts=st.lists(st.integers(0, 30), max_size=12),
     together=st.integers(1, 4),
 )
-def test_it_does_not_matter_which_thread_has_written_what(
+async def test_it_does_not_matter_which_thread_has_written_what(
     sizes: list[int], counts: list[int], together: int
 ) -> None:
     """The same bytes, numbers and events, in the same order."""
@@ -376,6 +380,7 @@ def test_it_does_not_matter_which_thread_has_written_what(
         run.written(len(taken))
     assert writer.got == b"".join(data)
     assert supply.given_back == data
+    await wait_all_tasks_blocked()
     assert said == wanted
     assert (position.bytes, position.idx) == (len(writer.got), None)
     assert position.digest is not None
