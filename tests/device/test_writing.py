@@ -357,7 +357,7 @@ def test_others_may_not_write_to_what_lets_them_wait(
     full_pipe: tuple[int, int],
 ) -> None:
     assert writer_of(full_pipe[1]) is None
-    with open("/dev/null", "wb") as null:  # noqa: PTH123 (no file, a device)
+    with open("/dev/null", "wb") as null:
         assert writer_of(null.fileno()) is None
 
 

@@ -516,7 +516,7 @@ def test_who_waits_has_to_go_on_with_what_is_left() -> None:
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_what_becomes_due_meanwhile_comes_after_it(whole: bool) -> None:  # noqa: FBT001
+def test_what_becomes_due_meanwhile_comes_after_it(whole: bool) -> None:
     """Never are two threads at it."""
     q = queue()
     holds = Holds(whole=whole)

@@ -340,7 +340,10 @@ async def test_what_others_write_is_part_of_it(
         (SaysTooMuch, "write says that it has written 2 bytes, but was not given so"),
         (GathersOnce, "write of 1 buffers returned before it asked for the one"),
         (LosesWhatOthersWrite, "Does the writer that gather was given write to the"),
-        (OthersSayTooMuch, "the writer that gather was given says that it has written "),
+        (
+            OthersSayTooMuch,
+            "the writer that gather was given says that it has written ",
+        ),
         (OthersSayTooLittle, "Does the writer that gather was given write to the"),
         (FailsWhenOthersWrite, "write of 8 buffers raised OSError(9"),
         (LosesTheEnd, "519125 bytes were written and 519124 came back; they differ at"),
