@@ -8,15 +8,18 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from trio_vfio._device import _waiting, _writing
-from trio_vfio._device._writing import write_buffers
+from trio_vfio._device._port import QuickWriter
+from trio_vfio._device._writing import QUICK, write_buffers
 from trio_vfio._migration._position import Position
-from trio_vfio._receive._run import Buffer, Run
+from trio_vfio._receive._run import AtOnce, Buffer, Run
 
 MIB = 1024 * 1024
 
@@ -55,6 +58,14 @@ def memfd() -> Generator[int]:
     fd = os.memfd_create("state", os.MFD_ALLOW_SEALING)
     yield fd
     os.close(fd)
+
+
+def replace_writev(
+    monkeypatch: pytest.MonkeyPatch, writev: Callable[[int, list[memoryview]], int]
+) -> None:
+    """Let *writev* be what this one module calls."""
+    replaced = SimpleNamespace(writev=writev, fstat=os.fstat)
+    monkeypatch.setattr(_writing, "os", replaced)
 
 
 def views(*buffers: bytes) -> Iterator[memoryview]:
@@ -106,14 +117,13 @@ def test_no_space_is_named_and_how_much_was_written() -> None:
 def test_a_write_that_accepts_nothing_is_an_error(
     monkeypatch: pytest.MonkeyPatch, memfd: int
 ) -> None:
-    # No descriptor of a stock kernel does this; a driver may. Only what this one
-    # module calls is replaced.
+    # No descriptor of a stock kernel does this; a driver may.
     counts = iter([3, 0])
 
     def writev(fd: int, data: list[memoryview]) -> int:
         return next(counts)
 
-    monkeypatch.setattr(_writing, "os", SimpleNamespace(writev=writev))
+    replace_writev(monkeypatch, writev)
     with pytest.raises(OSError, match="accepted 0 bytes") as raised:
         write_buffers(memfd, views(b"abcde"), never)
     assert raised.value.errno == errno.EIO
@@ -180,7 +190,7 @@ def test_a_poll_that_promises_too_much_costs_no_processor_time(
             raise refusal
         return os.writev(fd, data)
 
-    monkeypatch.setattr(_writing, "os", SimpleNamespace(writev=writev))
+    replace_writev(monkeypatch, writev)
     monkeypatch.setattr(_waiting, "time", SimpleNamespace(sleep=pauses.append))
     write_buffers(memfd, views(b"abc"), never)
     assert os.pread(memfd, 100, 0) == b"abc"
@@ -193,7 +203,7 @@ def run(*buffers: bytes) -> Run:
     queue = deque(packets)
 
     class Queue:
-        def take(self, most: int) -> list[Buffer]:
+        def take(self, most: int, at_once: AtOnce | None = None) -> list[Buffer]:
             taken = [queue.popleft()] if queue else []
             while queue and sum(len(b.data) for b in (*taken, queue[0])) <= most:
                 taken.append(queue.popleft())
@@ -214,7 +224,7 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
         seen.append([len(each) for each in data])
         return os.writev(fd, data)
 
-    monkeypatch.setattr(_writing, "os", SimpleNamespace(writev=writev))
+    replace_writev(monkeypatch, writev)
     return seen
 
 
@@ -309,3 +319,171 @@ def test_what_the_iterator_raises_comes_through(tmp_path: Path, memfd: int) -> N
     with pytest.raises(EnoughError):
         write_buffers(memfd, buffers(), never)
     assert os.pread(memfd, 100, 0) == b"a"
+
+
+class Waits(Iterator[memoryview]):
+    """A run of nothing, which notes what may be written while it is waited for."""
+
+    writer: QuickWriter | None
+
+    def __next__(self) -> memoryview:
+        raise StopIteration
+
+    def gather(self, most: int, writer: QuickWriter | None = None) -> list[memoryview]:
+        self.writer = writer
+        return []
+
+    def written(self, count: int) -> None:
+        """Nothing to do."""
+
+    def partly(self) -> tuple[int, int]:
+        return 0, 0
+
+
+def writer_of(fd: int) -> QuickWriter | None:
+    """Return what others may write with to *fd*."""
+    waits = Waits()
+    write_buffers(fd, waits, never)
+    return waits.writer
+
+
+def test_others_may_write_to_what_is_a_file(tmp_path: Path, memfd: int) -> None:
+    with (tmp_path / "state").open("wb") as file:
+        assert writer_of(file.fileno()) is not None
+    assert writer_of(memfd) is not None
+
+
+def test_others_may_not_write_to_what_lets_them_wait(
+    full_pipe: tuple[int, int],
+) -> None:
+    assert writer_of(full_pipe[1]) is None
+    with open("/dev/null", "wb") as null:
+        assert writer_of(null.fileno()) is None
+
+
+def take(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
+    """Let writes take *seconds*, one after the other."""
+    times: list[float] = []
+    now = 0.0
+    for each in seconds:
+        times += [now, now + each]
+        now += each
+    clock = SimpleNamespace(perf_counter=iter(times).__next__)
+    monkeypatch.setattr(_writing, "time", clock)
+
+
+def test_a_descriptor_is_quick_once_it_was(
+    monkeypatch: pytest.MonkeyPatch, memfd: int
+) -> None:
+    writer = writer_of(memfd)
+    assert writer is not None
+    assert not writer.is_quick, "nobody knows"
+    take(monkeypatch, 2 * QUICK, QUICK / 2)
+    assert (writer.write([memoryview(b"a")]), writer.is_quick) == (1, False)
+    assert (writer.write([memoryview(b"b")]), writer.is_quick) == (1, True)
+
+
+def test_a_descriptor_is_quick_until_it_is_slow_again_and_again(
+    monkeypatch: pytest.MonkeyPatch, memfd: int
+) -> None:
+    """One write that takes long was only kept from the processor."""
+    writer = writer_of(memfd)
+    assert writer is not None
+    quick, slow = QUICK / 5, 1000.0
+    take(monkeypatch, quick, slow, quick, slow, slow, slow, slow, quick)
+    said: list[bool] = []
+    for _ in range(8):
+        writer.write([memoryview(b"a")])
+        said.append(writer.is_quick)
+    # What a write takes doubles at most with each.
+    assert said == [True, True, True, True, True, False, False, True]
+
+
+def test_what_others_write_is_written(memfd: int) -> None:
+    writer = writer_of(memfd)
+    assert writer is not None
+    assert writer.write([memoryview(b"abc"), memoryview(b"de")]) == 5
+    assert os.pread(memfd, 100, 0) == b"abcde"
+
+
+def test_others_are_told_what_is_wrong_and_where(memfd: int) -> None:
+    writer = writer_of(memfd)
+    assert writer is not None
+    fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+    with pytest.raises(PermissionError) as raised:
+        writer.write([memoryview(b"abc"), memoryview(b"de")])
+    assert raised.value.errno == errno.EPERM
+    assert raised.value.strerror == (
+        "Operation not permitted (after 0 of 3 bytes of the buffer)"
+    )
+
+
+def test_a_file_that_has_no_room_for_others_has_taken_nothing(
+    monkeypatch: pytest.MonkeyPatch, memfd: int
+) -> None:
+    """A file system may do so; the own thread is the one that waits."""
+
+    def writev(fd: int, data: list[memoryview]) -> int:
+        raise BlockingIOError
+
+    writer = writer_of(memfd)
+    assert writer is not None
+    replace_writev(monkeypatch, writev)
+    assert writer.write([memoryview(b"abc")]) == 0
+
+
+def brought(*data: bytes) -> Run:
+    """Hand out the first of *data*; another thread brings the others, one by one."""
+    packets = deque(Buffer(memoryview(each), idx) for idx, each in enumerate(data))
+
+    class Queue:
+        def take(self, most: int, at_once: AtOnce | None = None) -> list[Buffer]:
+            if packets[0].idx == 0:
+                return [packets.popleft()]
+            assert at_once is not None
+            with ThreadPoolExecutor(1) as thread:
+                while packets and thread.submit(at_once, [packets.popleft()]).result():
+                    pass
+            return []
+
+        def written(self, buffer: Buffer) -> None:
+            """Nothing to do."""
+
+    return Run(Position(), Queue())
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every write takes a microsecond."""
+    clock = SimpleNamespace(perf_counter=count(0, 1e-6).__next__)
+    monkeypatch.setattr(_writing, "time", clock)
+
+
+@pytest.mark.usefixtures("quick")
+def test_two_threads_write_one_file_in_order(memfd: int) -> None:
+    own = 0
+
+    def check() -> None:
+        nonlocal own
+        own += 1
+
+    buffers = brought(b"a", b"bc", b"def", b"g")
+    write_buffers(memfd, buffers, check)
+    assert os.pread(memfd, 100, 0) == b"abcdefg"
+    assert own == 1, "the other one has not written its own"
+    assert (buffers.exhausted, buffers.position.bytes) == (True, 7)
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_others_could_not_write_is_an_error_of_the_buffer(memfd: int) -> None:
+    """It is raised once, as it was, with how far it came."""
+    os.ftruncate(memfd, 8192)
+    fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+    buffers = brought(b"a" * 4096, b"b" * 4096, b"c" * 10)
+    with pytest.raises(PermissionError) as raised:
+        write_buffers(memfd, buffers, never)
+    assert raised.value.strerror == (
+        "Operation not permitted (after 0 of 10 bytes of the buffer)"
+    )
+    assert (buffers.position.idx, buffers.position.bytes) == (2, 8192)
+    assert os.pread(memfd, 8192, 0) == b"a" * 4096 + b"b" * 4096

@@ -85,7 +85,7 @@ MUTANTS: Final = (
     mutant(
         "nobody is told that the window has moved",
         "delivery",
-        (IncomingDevice.take, "self.home.call(self.wake)", "pass"),
+        (IncomingDevice._buffers, "self.home.call(self.wake)", "pass"),
     ),
     mutant(
         "nobody is told of memory given back before the device waits",
@@ -135,7 +135,7 @@ MUTANTS: Final = (
         "prefix complete memory",
         (Run._finish, "self._supply.written(buffer)", "pass"),
         (
-            IncomingDevice.take,
+            IncomingDevice._buffers,
             "buffers.append(buffer)",
             "buffers.append(buffer); self.written(buffer)",
         ),

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -15,10 +19,11 @@ from hypothesis import given, strategies as st
 
 from trio_vfio import PeerProtocolError
 from trio_vfio._receive._memory import Memory
-from trio_vfio._receive._reorder import WINDOW, ReorderQueue
+from trio_vfio._receive._reorder import WINDOW, AtOnce, ReorderQueue
+from trio_vfio._receive._signal import Signal
 from trio_vfio._wire._multifd import StateFlag, StateHeader, StatePacket
 
-from .waiting import LONG, until_waiting
+from .waiting import LONG, until, until_waiting
 
 DEVICE = "0000:00:04.0/vfio"
 
@@ -336,3 +341,361 @@ def test_patience_with_room_has_an_end() -> None:
     assert q.admit_untrusted(header(2, 50), 0.001) is None
     assert q.bytes == q.memory.used == 60
     assert 2 not in q._arriving
+
+
+def packet(q: ReorderQueue, each: StateHeader) -> StatePacket:
+    """Let a packet arrive, for somebody to hand it over."""
+    return StatePacket(each, admit(q, each))
+
+
+def waits_for_due(
+    q: ReorderQueue,
+    at_once: AtOnce | None = None,
+    *,
+    most: int = 100,
+) -> tuple[threading.Thread, list[list[int]]]:
+    """Let a thread wait for what is due; return it, and what will be in the list."""
+    found: list[list[int]] = []
+
+    def take() -> None:
+        found.append(indexes(q.take(most, LONG, None, at_once)))
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    until_waiting(q._due_came)
+    return thread, found
+
+
+class Notes:
+    """Does nothing but to note with what, and in which thread."""
+
+    def __init__(self) -> None:
+        self.done: list[list[int]] = []
+        self.threads: set[int] = set()
+
+    def __call__(self, packets: list[StatePacket]) -> bool:
+        self.done.append(indexes(packets))
+        self.threads.add(threading.get_ident())
+        return True
+
+
+class Holds(Notes):
+    """It takes until it is let go."""
+
+    def __init__(self, *, whole: bool = True) -> None:
+        super().__init__()
+        self.whole = whole
+        self.began = threading.Event()
+        self.go_on = threading.Event()
+
+    def __call__(self, packets: list[StatePacket]) -> bool:
+        self.began.set()
+        assert self.go_on.wait(LONG)
+        super().__call__(packets)
+        return self.whole
+
+    def begin(self, q: ReorderQueue, each: StateHeader) -> threading.Thread:
+        """Let a thread bring a packet and begin with it."""
+        brought = packet(q, each)
+        thread = threading.Thread(target=q.do_at_once, args=[brought])
+        thread.start()
+        assert self.began.wait(LONG)
+        return thread
+
+
+def test_what_is_due_is_done_by_the_thread_that_brings_it() -> None:
+    """Who waits for it is not even woken, and waits on."""
+    q = queue()
+    notes = Notes()
+    thread, found = waits_for_due(q, notes)
+    waiting = list(q._due_came._waiting)
+    assert q.do_at_once(packet(q, header(0)))
+    assert q.do_at_once(packet(q, header(1)))
+    assert (q.due, q.waiting, q.missing) == (2, 0, 2)
+    assert notes.done == [[0], [1]]
+    assert notes.threads == {threading.get_ident()}
+    assert (q._due_came._waiting, found) == (waiting, [])
+    arrive(q, header(2))
+    thread.join(LONG)
+    assert (found, notes.done) == ([[2]], [[0], [1]])
+    assert not q.do_at_once(packet(q, header(3))), "nobody waits any more"
+
+
+def test_what_is_not_due_is_not_done_at_once() -> None:
+    q = queue()
+    notes = Notes()
+    thread, found = waits_for_due(q, notes)
+    early = packet(q, header(1))
+    assert not q.do_at_once(early)
+    q.put(early)
+    arrive(q, header(0))
+    thread.join(LONG)
+    assert (found, notes.done) == ([[0, 1]], [])
+
+
+def test_the_config_is_not_done_at_once() -> None:
+    q = queue()
+    notes = Notes()
+    thread, found = waits_for_due(q, notes)
+    config = packet(q, header(0, config=True))
+    assert not q.do_at_once(config)
+    assert q.put(config)
+    thread.join(LONG)
+    assert (found, notes.done) == ([[]], [])
+    assert q.take_config() is config
+
+
+def test_nothing_is_done_at_once_if_nobody_waits() -> None:
+    q = queue()
+    brought = packet(q, header(0))
+    assert not q.do_at_once(brought)
+    assert q.put(brought)
+    # Nor if one does that need not wait, or whose patience has had its end.
+    notes = Notes()
+    assert indexes(q.take(100, LONG, None, notes)) == [0]
+    assert q.take(100, 0.001, None, notes) == []
+    assert not q.do_at_once(packet(q, header(1)))
+    assert notes.done == []
+
+
+def test_nothing_is_done_at_once_if_nobody_has_said_how() -> None:
+    q = queue()
+    thread, found = waits_for_due(q)
+    brought = packet(q, header(0))
+    assert not q.do_at_once(brought)
+    assert q.put(brought)
+    thread.join(LONG)
+    assert found == [[0]]
+
+
+def test_what_is_due_behind_it_goes_along() -> None:
+    """As much as would be taken; the rest is for the one who waits."""
+    q = queue()
+    notes = Notes()
+    thread, found = waits_for_due(q, notes, most=50)
+    arrive(q, header(1, 20), header(2, 20), header(3, 20))
+    assert q.do_at_once(packet(q, header(0, 10)))
+    thread.join(LONG)
+    assert (notes.done, found) == ([[0, 1, 2]], [[3]])
+
+
+def test_the_index_moves_on_for_those_who_wait_for_that() -> None:
+    """Before it is done, and has given back any memory."""
+    q = queue(max_bytes=100)
+    admitted: list[int] = []
+
+    def at_once(packets: list[StatePacket]) -> bool:
+        channel.join(LONG)
+        admitted.extend(map(len, room))
+        return True
+
+    thread, found = waits_for_due(q, at_once)
+    brought = packet(q, header(0, 60))
+    channel, room = waits_for_room(q, header(1, 50))
+    assert q.do_at_once(brought)
+    assert admitted == [50]
+    q.put(StatePacket(header(1, 50), room[0]))
+    thread.join(LONG)
+    assert found == [[1]]
+
+
+def test_who_waits_has_to_go_on_with_what_is_left() -> None:
+    q = queue()
+    holds = Holds(whole=False)
+    thread, found = waits_for_due(q, holds, most=1)
+    arrive(q, header(1))
+    holds.go_on.set()
+    assert q.do_at_once(packet(q, header(0)))
+    thread.join(LONG)
+    assert (found, holds.done) == ([[]], [[0]])
+    early = packet(q, header(2))
+    assert not q.do_at_once(early)
+    q.put(early)
+    assert indexes(q.take(1)) == [1], "which was due all the time"
+    assert indexes(q.take(1)) == [2]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_becomes_due_meanwhile_comes_after_it(whole: bool) -> None:
+    """Never are two threads at it."""
+    q = queue()
+    holds = Holds(whole=whole)
+    thread, found = waits_for_due(q, holds)
+    waiting = list(q._due_came._waiting)
+    bringing = holds.begin(q, header(0))
+    brought = packet(q, header(1))
+    assert not q.do_at_once(brought)
+    assert q.put(brought)
+    with q.memory.lock:
+        assert (q._due_came._waiting, found) == (waiting, [])
+    holds.go_on.set()
+    bringing.join(LONG)
+    thread.join(LONG)
+    assert holds.done == [[0]]
+    assert found == ([[1]] if whole else [[]])
+    assert indexes(q.take(100)) == ([] if whole else [1])
+
+
+def test_the_config_behind_it_ends_the_wait() -> None:
+    q = queue()
+    holds = Holds()
+    thread, found = waits_for_due(q, holds)
+    bringing = holds.begin(q, header(0))
+    arrive(q, header(1, config=True))
+    assert found == []
+    holds.go_on.set()
+    bringing.join(LONG)
+    thread.join(LONG)
+    assert (holds.done, found) == ([[0]], [[]])
+    assert q.take_config().header.idx == 1
+
+
+def test_patience_has_no_end_while_something_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And begins anew behind it."""
+    q = queue()
+    waits: list[tuple[bool, int]] = []
+    true_wait_for = Signal.wait_for
+
+    def wait_for(signal: Signal, ready: Callable[[], bool], seconds: float) -> None:
+        assert seconds == 0.001
+        waits.append((q._busy, q._done))
+        true_wait_for(signal, ready, seconds)
+
+    monkeypatch.setattr(Signal, "wait_for", wait_for)
+    found: list[int] = []
+
+    def keep_taking() -> None:
+        while not q.due:
+            assert q.take(100, 0.001, None, at_once) == []
+            found.append(q.due)
+
+    def at_once(packets: list[StatePacket]) -> bool:
+        before = len(found)
+        until(lambda: waits.count((True, 0)) >= 3)
+        assert len(found) == before, "it was not waited for"
+        return True
+
+    thread = threading.Thread(target=keep_taking)
+    thread.start()
+    brought = packet(q, header(0))
+    # It looks away between one wait and the next.
+    until(lambda: q.do_at_once(brought))
+    thread.join(LONG)
+    assert found[-1] == 1
+    assert waits[-1] == (False, 1)
+    assert waits.count((False, 1)) == 1
+
+
+def test_what_goes_wrong_at_once_is_raised_to_who_has_brought_it() -> None:
+    q = queue()
+
+    def fail(packets: list[StatePacket]) -> bool:
+        raise KeyError(indexes(packets)[0])
+
+    thread, found = waits_for_due(q, fail)
+    with pytest.raises(KeyError, match="0"):
+        q.do_at_once(packet(q, header(0)))
+    thread.join(LONG)
+    assert found == [[]]
+    # It can be used as before.
+    notes = Notes()
+    thread, found = waits_for_due(q, notes)
+    assert q.do_at_once(packet(q, header(1)))
+    arrive(q, header(2))
+    thread.join(LONG)
+    assert (notes.done, found) == ([[1]], [[2]])
+
+
+@pytest.fixture
+def restless() -> Iterator[None]:
+    """Threads that take turns much more often than they do."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+class Device:
+    """Takes packets in a thread of its own, or has them from those that bring them.
+
+    Of the latter it sometimes leaves a part, to go on with in its own thread.
+    """
+
+    def __init__(self, q: ReorderQueue, seed: int) -> None:
+        self.q = q
+        self.rng = random.Random(seed)
+        self.at_work = threading.Lock()
+        self.left: list[StatePacket] = []
+        self.got: list[int] = []
+        self.times_at_once = 0
+
+    def load(self) -> None:
+        """Take all until the config is due."""
+        patience = LONG
+        while self.q.due != self.q.config_idx or not self.q.has_due:
+            taken = self.q.take(20, patience, None, self.at_once)
+            assert not (taken and self.left)
+            with self.alone():
+                self.left += taken
+                self.work(len(self.left))
+            patience = self.rng.choice([0.0001, LONG])
+
+    def at_once(self, packets: list[StatePacket]) -> bool:
+        with self.alone():
+            self.times_at_once += 1
+            assert not self.left
+            self.left += packets
+            self.work(self.rng.choice([0, len(packets), len(packets)]))
+            return not self.left
+
+    def work(self, count: int) -> None:
+        for each in self.left[:count]:
+            self.got.append(each.header.idx)
+            self.q.release(each.data)
+        del self.left[:count]
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        assert self.at_work.acquire(blocking=False), "two are at it"
+        try:
+            yield
+        finally:
+            self.at_work.release()
+
+
+def bring(q: ReorderQueue, packets: list[StateHeader]) -> None:
+    """Be a channel."""
+    for each in packets:
+        memory = q.admit_untrusted(each, LONG)
+        assert memory is not None
+        if not q.do_at_once(brought := StatePacket(each, memory)):
+            q.put(brought)
+
+
+@pytest.mark.usefixtures("restless")
+@pytest.mark.parametrize("limit", [12, 10_000])
+@pytest.mark.parametrize("seed", range(5))
+def test_whoever_does_it_all_is_done_once_and_in_order(seed: int, limit: int) -> None:
+    """Nor is anybody left waiting, which would take longer than the deadline."""
+    rng = random.Random(seed)
+    channels: list[list[StateHeader]] = [[] for _ in range(4)]
+    for idx in range(400):
+        rng.choice(channels).append(header(idx, rng.randint(1, 9)))
+    if limit > 1000:
+        for channel in channels:
+            rng.shuffle(channel)
+    channels[0].append(header(400, config=True))
+    q = queue(limit, 10_000)
+    device = Device(q, seed)
+    with ThreadPoolExecutor(5) as threads:
+        loads = [threads.submit(device.load)]
+        until_waiting(q._due_came)
+        loads += [threads.submit(bring, q, channel) for channel in channels]
+        for each in loads:
+            each.result(LONG / 2)
+    assert device.got == list(range(400))
+    assert device.times_at_once > 0
+    assert q.take_config().header.idx == 400
+    assert q.bytes == 1

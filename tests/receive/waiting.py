@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 from trio_vfio._receive._signal import Signal
@@ -11,12 +12,19 @@ LONG: Final = 20.0
 """Seconds that nothing takes."""
 
 
+def until(reached: Callable[[], bool], otherwise: str = "it is not so") -> None:
+    """Wait until other threads have *reached* something."""
+    deadline = time.monotonic() + LONG
+    while not reached():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.0005)
+
+
 def until_waiting(signal: Signal, count: int = 1) -> None:
     """Wait until so many threads wait for *signal*."""
-    until = time.monotonic() + LONG
-    while True:
+
+    def waiting() -> bool:
         with signal.lock:
-            if len(signal._waiting) == count:
-                return
-        assert time.monotonic() < until, "nobody waits"
-        time.sleep(0.0005)
+            return len(signal._waiting) == count
+
+    until(waiting, "nobody waits")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import math
 import re
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import trio
@@ -121,6 +122,69 @@ class KeepsGatheredViews(GathersAll):
 
     async def finish(self) -> None:
         self.data = b"".join(self.views)
+
+
+class LetsOthersWrite(GathersAll):
+    """What comes while it waits is written by whoever brings it, in any thread."""
+
+    is_quick = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.others: set[int] = set()
+
+    async def write(self, buffers: Iterator[memoryview]) -> None:
+        assert isinstance(buffers, Gathers)
+        while batch := buffers.gather(100_000, Writer(self)):
+            await trio.lowlevel.checkpoint()
+            data = b"".join(batch)
+            self.data += data
+            self.is_quick = True
+            buffers.written(len(data))
+
+    def write_at_once(self, data: bytes) -> int:
+        self.others.add(threading.get_ident())
+        self.data += data
+        return len(data)
+
+
+class Writer:
+    """What a device lets others write with."""
+
+    def __init__(self, device: LetsOthersWrite) -> None:
+        self.device = device
+
+    @property
+    def is_quick(self) -> bool:
+        return self.device.is_quick
+
+    def write(self, buffers: Sequence[memoryview]) -> int:
+        return self.device.write_at_once(b"".join(buffers))
+
+
+class LetsOthersWriteALittle(LetsOthersWrite):
+    def write_at_once(self, data: bytes) -> int:
+        return super().write_at_once(data[:2])
+
+
+class LosesWhatOthersWrite(LetsOthersWrite):
+    def write_at_once(self, data: bytes) -> int:
+        return len(data)
+
+
+class OthersSayTooMuch(LetsOthersWrite):
+    def write_at_once(self, data: bytes) -> int:
+        return super().write_at_once(data) + 1
+
+
+class OthersSayTooLittle(LetsOthersWrite):
+    def write_at_once(self, data: bytes) -> int:
+        return super().write_at_once(data) - 1
+
+
+class FailsWhenOthersWrite(LetsOthersWrite):
+    def write_at_once(self, data: bytes) -> int:
+        raise OSError(errno.EBADF, "Bad file descriptor")
 
 
 class SaysTooMuch(GathersAll):
@@ -246,6 +310,22 @@ async def test_a_sound_device_passes(autojump_clock: MockClock) -> None:
     assert trio.current_time() == 0
 
 
+@pytest.mark.parametrize("device", [LetsOthersWrite, LetsOthersWriteALittle])
+async def test_what_others_write_is_part_of_it(
+    autojump_clock: MockClock, device: type[LetsOthersWrite]
+) -> None:
+    """In another thread, as in a session."""
+    made: list[LetsOthersWrite] = []
+
+    def make() -> StateSink:
+        made.append(device())
+        return made[-1]
+
+    await check_state_sink(make, read_back)
+    assert made[0].others
+    assert threading.get_ident() not in made[0].others
+
+
 @pytest.mark.parametrize(
     ("device", "complaint"),
     [
@@ -259,7 +339,14 @@ async def test_a_sound_device_passes(autojump_clock: MockClock) -> None:
         (KeepsGatheredViews, "is a buffer kept longer than until the next one is"),
         (SaysTooMuch, "write says that it has written 2 bytes, but was not given so"),
         (GathersOnce, "write of 1 buffers returned before it asked for the one"),
-        (LosesTheEnd, "414105 bytes were written and 414104 came back; they differ at"),
+        (LosesWhatOthersWrite, "Does the writer that gather was given write to the"),
+        (
+            OthersSayTooMuch,
+            "the writer that gather was given says that it has written ",
+        ),
+        (OthersSayTooLittle, "Does the writer that gather was given write to the"),
+        (FailsWhenOthersWrite, "write of 8 buffers raised OSError(9"),
+        (LosesTheEnd, "519125 bytes were written and 519124 came back; they differ at"),
         (CannotAbortWhenFinished, "abort after finish raised OSError(9"),
         (HangsInAbort, "abort right after begin did not end within 10 s"),
         (DeafToCancel, "write was cancelled and had not left 10 s later: look for"),

@@ -19,7 +19,7 @@ from trio_vfio._receive._loader import IncomingDevice
 from trio_vfio._receive._reorder import WINDOW, ReorderQueue
 from trio_vfio._receive._return_path import ReturnPath
 from trio_vfio._receive._router import Router
-from trio_vfio._receive._run import Buffer
+from trio_vfio._receive._run import AtOnce, Buffer
 from trio_vfio._receive._session import Session
 from trio_vfio._wire._main_events import Section
 from trio_vfio._wire._multifd import StateHeader, StatePacket
@@ -216,9 +216,7 @@ def always(queue: ReorderQueue, header: StateHeader) -> bool:
     return True
 
 
-def whatever_is_due(
-    queue: ReorderQueue, most: int, patience: float, starving: Callable[[], None]
-) -> list[StatePacket]:
+def whatever_is_due(queue: ReorderQueue, *args: object) -> list[StatePacket]:
     taken: list[StatePacket] = []
     while queue.due in queue._waiting:
         taken.append(queue._waiting.pop(queue.due))
@@ -238,7 +236,9 @@ async def write_under_lock(device: IncomingDevice, supply: Any) -> None:
         await true_write(device, supply)
 
 
-def take_without_a_word(device: IncomingDevice, most: int) -> list[Buffer]:
+def take_without_a_word(
+    device: IncomingDevice, most: int, at_once: AtOnce | None = None
+) -> list[Buffer]:
     packets = device.queue.take(most)
     return [Buffer(packet.data, packet.header.idx) for packet in packets]
 

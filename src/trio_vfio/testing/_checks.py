@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeAlias, final
 
 import attrs
@@ -20,8 +21,9 @@ from ._contract import (
 
 ReadBack: TypeAlias = Callable[[StateSink], Awaitable[bytes]]
 
-# Odd sizes, the last one larger than a pipe or a socket takes at once.
-_SIZES: Final = (1, 4096, 10_007, 400_001)
+# Odd sizes, one larger than a pipe or a socket takes at once, and enough for a thread
+# that brings some of them.
+_SIZES: Final = (1, 4096, 10_007, 400_001, 70_001, 3, 5003, 30_011, 2)
 _CONFIG: Final = b"config blob"
 
 _PIECE: Final = b"0123456789abcdef" * 1024
@@ -62,7 +64,9 @@ async def check_state_sink(
 class _Run(Iterator[memoryview]):
     """Hands out pieces as a session does, which uses their memory again at once.
 
-    One by one, or several together, as `trio_vfio._device._port.Gathers` has it.
+    One by one, or several together, as `trio_vfio._device._port.Gathers` has it. Who
+    gives a writer, and has written a few, waits for the next few, which another thread
+    brings and writes.
     """
 
     _pieces: Sequence[bytes] = attrs.field(alias="pieces")
@@ -74,6 +78,8 @@ class _Run(Iterator[memoryview]):
     _done: int = attrs.field(default=0, init=False)
     """How much of the first is written, in bytes."""
     exhausted: bool = attrs.field(default=False, init=False)
+    brought: bool = attrs.field(default=False, init=False)
+    """Whether another thread has written something."""
 
     def __next__(self) -> memoryview:
         if self._lent:
@@ -84,6 +90,19 @@ class _Run(Iterator[memoryview]):
 
     def gather(self, most: int, writer: QuickWriter | None = None) -> list[memoryview]:
         """Return what is to be written next, of a few pieces."""
+        if not self._lent and writer is not None and writer.is_quick:
+            self._bring(most, writer)
+        return self._lend_some(most)
+
+    def _bring(self, most: int, writer: QuickWriter) -> None:
+        """Let another thread write a few pieces, while the device's waits here."""
+        if batch := self._lend_some(most):
+            self.brought = True
+            with ThreadPoolExecutor(1) as thread:
+                count = thread.submit(writer.write, batch).result()
+            self._written("the writer that gather was given", count)
+
+    def _lend_some(self, most: int) -> list[memoryview]:
         if not self._lent and not self._lend():
             return []
         while len(self._lent) < _TOGETHER and self._next < len(self._pieces):
@@ -96,9 +115,12 @@ class _Run(Iterator[memoryview]):
 
     def written(self, count: int) -> None:
         """Take back what is written."""
+        self._written("write", count)
+
+    def _written(self, who: str, count: int) -> None:
         require(
             0 <= count <= sum(map(len, self._lent)) - self._done,
-            f"write says that it has written {count} bytes, but was not given so many",
+            f"{who} says that it has written {count} bytes, but was not given so many",
         )
         self._done += count
         while self._lent and self._done >= len(self._lent[0]):
@@ -135,11 +157,14 @@ async def _check_whole_state(sink: StateSink, read_back: ReadBack | None) -> Non
     await _write(sink, pieces[:1])
     # A run may end before it began, if the session stops or has nothing left.
     await _write(sink, [])
-    await _write(sink, pieces[1:])
+    run = await _write(sink, pieces[1:])
     await call("load_config", sink.load_config(_CONFIG))
     await call("finish", sink.finish())
     if read_back is not None:
-        _compare(b"".join(pieces), await read_back(sink))
+        hint = "is a buffer kept longer than until the next one is asked for?"
+        if run.brought:
+            hint += " Does the writer that gather was given write to the device?"
+        _compare(b"".join(pieces), await read_back(sink), hint)
 
 
 async def _check_no_state_at_all(sink: StateSink) -> None:
@@ -219,7 +244,7 @@ def _long_run(interrupt: Callable[[], object]) -> _Run:
     return _Run([_PIECE] * _RUN, before)
 
 
-async def _write(sink: StateSink, pieces: Sequence[bytes]) -> None:
+async def _write(sink: StateSink, pieces: Sequence[bytes]) -> _Run:
     run = _Run(pieces)
     what = f"write of {len(pieces)} buffers"
     await call(what, sink.write(run))
@@ -228,12 +253,13 @@ async def _write(sink: StateSink, pieces: Sequence[bytes]) -> None:
         f"{what} returned before it asked for the one after the last:"
         " only that says that the last one is written",
     )
+    return run
 
 
-def _compare(written: bytes, got: bytes) -> None:
+def _compare(written: bytes, got: bytes, hint: str) -> None:
     at = first_difference(written, got)
     require(
         at is None,
         f"{len(written)} bytes were written and {len(got)} came back; they differ at"
-        f" byte {at}: is a buffer kept longer than until the next one is asked for?",
+        f" byte {at}: {hint}",
     )
