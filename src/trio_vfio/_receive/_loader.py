@@ -227,11 +227,7 @@ class IncomingDevice:
         """Do *at_once* in the thread that has brought the first of *packets*."""
         self._trace_incoming(packets[0])
         buffers = self._buffers(packets)
-        if buffers and not at_once(buffers):
-            return False
-        if not self.queue.has_due:
-            self._starve()
-        return True
+        return not buffers or at_once(buffers)
 
     def _buffers(self, packets: list[StatePacket]) -> list[Buffer]:
         """Return the data of *packets*, which were taken."""

@@ -72,6 +72,8 @@ class ReorderQueue:
     _highest: int = attrs.field(default=-1, init=False)
     _most: int = attrs.field(default=0, init=False)
     """Bytes that are taken together."""
+    _starving: Callable[[], None] | None = attrs.field(default=None, init=False)
+    """Called when the packet that is due has to be waited for."""
     _at_once: AtOnce | None = attrs.field(default=None, init=False)
     """What may be done with the packet that is due, while the device's thread waits."""
     _busy: bool = attrs.field(default=False, init=False)
@@ -192,6 +194,8 @@ class ReorderQueue:
                 self._left = not whole
                 if self._is_ready():
                     self._due_came.notify_all()
+                else:
+                    self._starve()
         return True
 
     def _is_due_data(self, packet: StatePacket) -> bool:
@@ -247,7 +251,7 @@ class ReorderQueue:
         Args:
           patience: seconds that a thread, but not Trio's, may be made to wait for
             the first.
-          starving: called if it has to.
+          starving: called if it has to, each time.
           at_once: what the thread that brings the first may do with it, instead of
             letting this one return, and again as long as this one waits.
 
@@ -256,10 +260,9 @@ class ReorderQueue:
             *at_once* has left something to do.
         """
         with self.memory.lock:
-            self._most = most
+            self._most, self._starving = most, starving
             if patience and not self._has_due():
-                if starving is not None:
-                    starving()
+                self._starve()
                 self._wait_for_due(patience, at_once)
             if self._left:
                 self._left = False
@@ -286,6 +289,10 @@ class ReorderQueue:
             done = self._done
             self._due_came.wait_for(self._is_ready, patience)
         self._at_once = None
+
+    def _starve(self) -> None:
+        if self._starving is not None:
+            self._starving()
 
     def _is_ready(self) -> bool:
         """Whether there is something to do for the device's thread."""

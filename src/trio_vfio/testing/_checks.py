@@ -41,7 +41,8 @@ async def check_state_sink(
     Each part of the check makes a new device and leaves it finished or aborted.
     With a device that works in threads, run it on Trio's own clock: an autojump
     clock jumps past what a thread still does. A call that neither ends by itself
-    nor by ``abort`` hangs the check.
+    nor by ``abort`` hangs the check. If a device lets others write while it waits,
+    another thread does, in the middle of each run.
 
     Args:
       make: returns a new device that was not begun, and does no I/O.
