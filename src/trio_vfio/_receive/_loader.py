@@ -64,6 +64,7 @@ class IncomingDevice:
     done: trio.Event = attrs.field(factory=trio.Event, init=False)
     """Set when the device has accepted its state."""
     _main_config: bytes | None = attrs.field(default=None, init=False)
+    _said_start: bool = attrs.field(default=False, init=False)
 
     @property
     def name(self) -> str:
@@ -83,17 +84,21 @@ class IncomingDevice:
         return self.queue.missing
 
     def transfer_is(self, kind: str, *, offset: int | None = None) -> None:
-        """Take note of how the device's data comes after switchover.
+        """Take note of how the device's data comes after switchover. In any thread.
 
         Raises:
           PeerProtocolError: if it was seen to come the other way.
         """
-        if self.progress.transfer not in (None, kind):
+        progress = self.progress
+        if progress.transfer == kind:
+            return
+        with self.queue.memory.lock:
+            if progress.transfer is None:
+                progress.transfer = kind
+        if progress.transfer != kind:
             reason = f"{self.name}: state after switchover both on main and by multifd"
             raise PeerProtocolError(reason, offset=offset)
-        known, self.progress.transfer = self.progress.transfer, kind
-        if known is None:
-            self._trace_start()
+        self._trace_start()
 
     async def write_main(
         self, data: bytes, *, precopy: bool, begins_block: bool
@@ -128,7 +133,8 @@ class IncomingDevice:
 
         Returns: whether it was taken; then it must not be put.
         """
-        return not self.home.is_here and self.queue.do_at_once(packet)
+        awaited = self.queue.is_awaited and not self.home.is_here
+        return awaited and self.queue.do_at_once(packet)
 
     def put_main_config(self, blob: bytes) -> None:
         """Take the config that came on the main channel, behind all data."""
@@ -284,8 +290,11 @@ class IncomingDevice:
         """
         multifd = self.progress.transfer == "multifd"
         if multifd and self.progress.state.value is DeviceState.LOADING:
-            self.trace("vfio_load_bufs_thread_start", self.name)
-            self._trace_starved()
+            with self.queue.memory.lock:
+                said, self._said_start = self._said_start, True
+            if not said:
+                self.trace("vfio_load_bufs_thread_start", self.name)
+                self._trace_starved()
 
     def _trace_starved(self) -> None:
         idx = self.progress.waiting_for

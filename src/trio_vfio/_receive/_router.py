@@ -185,8 +185,9 @@ class Router:
           PeerProtocolError: if the packet is not of its device's state.
         """
         device = self._announced(header)
-        if device is None or device.progress.transfer != "multifd":
+        if device is None:
             return None
+        device.transfer_is("multifd", offset=header.offset)
         memory = device.queue.admit_untrusted(header, patience)
         if memory is not None:
             device.progress.queued_bytes = device.queue.bytes
@@ -202,7 +203,6 @@ class Router:
             or if it can never be admitted.
         """
         device = self._announced(header) or await self._wait_announced(header)
-        device.transfer_is("multifd", offset=header.offset)
         while (memory := self.admit_now(header)) is None:
             await self._wait_for_room(channel, device, header)
         return memory

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Protocol, final
 
 import attrs
@@ -73,6 +72,7 @@ class Run(Iterator[memoryview]):
     """Whether the first was handed out."""
     exhausted: bool = attrs.field(default=False, init=False)
     """Whether all buffers are written, or the run was told to stop."""
+    _writer: QuickWriter | None = attrs.field(default=None, init=False)
     _refused: OSError | None = attrs.field(default=None, init=False)
     """What another thread got for the buffer that is next."""
     _name: str = attrs.field(default="", alias="name", kw_only=True)
@@ -88,7 +88,8 @@ class Run(Iterator[memoryview]):
 
     def gather(self, most: int, writer: QuickWriter | None = None) -> list[memoryview]:
         """Return what is to be written next; see `Gathers`."""
-        if not self._has_next(most, writer):
+        self._writer = writer
+        if not self._has_next(most):
             return []
         batch = [buffer.data for buffer in self._taken]
         if self._done:
@@ -110,13 +111,13 @@ class Run(Iterator[memoryview]):
         """How much of the next buffer is written, and its size, in bytes."""
         return self._done, len(self._taken[0].data)
 
-    def _has_next(self, most: int, writer: QuickWriter | None = None) -> bool:
+    def _has_next(self, most: int) -> bool:
         """Whether there is one to hand out; then it is handed out."""
         if self.position.stopping:
             self.exhausted = True
             return False
         if not self._taken:
-            at_once = None if writer is None else partial(self._write_at_once, writer)
+            at_once = None if self._writer is None else self._write_at_once
             self._taken += self._supply.take(most, at_once)
         if self._refused is not None:
             raise self._refused
@@ -126,10 +127,11 @@ class Run(Iterator[memoryview]):
         self._hand_out()
         return True
 
-    def _write_at_once(self, writer: QuickWriter, buffers: list[Buffer]) -> bool:
+    def _write_at_once(self, buffers: list[Buffer]) -> bool:
         """Write *buffers*, in another thread than the run's, which waits meanwhile."""
         self._taken += buffers
-        if self.position.stopping or not writer.is_quick:
+        writer = self._writer
+        if writer is None or self.position.stopping or not writer.is_quick:
             return False
         self._hand_out()
         try:
