@@ -196,8 +196,6 @@ class IncomingDevice:
     async def _load(self) -> None:
         while await self._data_is_due():
             await self._write(self)
-            if self.queue.has_due and not self.queue.has_due_data:
-                self.trace("vfio_load_state_device_buffer_end", self.name)
             self._made_room()
         blob = self._take_config()
         self.trace("vfio_load_device_config_state_start", self.name)
@@ -257,6 +255,9 @@ class IncomingDevice:
         """Take note that *buffer* is written."""
         self.progress.buffers += 1
         self._release(buffer.data)
+        # QEMU says so if it knows by then.
+        if self.queue.is_last(buffer.idx):
+            self.trace("vfio_load_state_device_buffer_end", self.name)
         if self._waiters or self.others_wait():
             self.home.call(self._made_room)
 

@@ -259,6 +259,10 @@ class ReorderQueue:
             idx += 1
         return None if self.config_idx is not None and idx > self.config_idx else idx
 
+    def is_last(self, idx: int | None) -> bool:
+        """Whether the packet behind *idx* is the config, and has arrived."""
+        return idx is not None and idx + 1 == self.config_idx in self._waiting
+
     @property
     def has_due_data(self) -> bool:
         """Whether the packet that is due has arrived, and is not the config."""
