@@ -168,6 +168,8 @@ async def test_it_is_the_one_that_brings_it(
         (step, idx + (step == "starved")) for idx in range(1, 5) for step in steps
     ]
     assert said[-1] == ("incoming", 5)
+    # When the last data was written nobody knew that it was the last.
+    assert "vfio_load_state_device_buffer_end" not in {each.name for each in events}
 
 
 @pytest.mark.usefixtures("patient")

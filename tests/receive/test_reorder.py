@@ -489,6 +489,14 @@ def test_much_is_done_at_once_only_for_who_has_waited_for_long(
     assert (notes.done, found) == (([[0]], [[]]) if done else ([], [[0]]))
 
 
+def test_the_last_is_known_once_the_config_has_come() -> None:
+    q = queue()
+    config = packet(q, header(1, config=True))
+    assert not q.is_last(0)
+    q.put(config)
+    assert [q.is_last(idx) for idx in (None, 0, 1)] == [False, True, False]
+
+
 def test_what_is_due_behind_it_goes_along() -> None:
     """As much as would be taken; the rest is for the one who waits."""
     q = queue()
