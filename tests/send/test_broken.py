@@ -403,6 +403,61 @@ async def test_a_source_fails_without_a_return_path(
     assert isinstance(theirs, (ConnectionLost, PeerProtocolError))
 
 
+class Late(trio.abc.Stream):
+    """A stream of the caller's that says only a moment later that all has gone."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self.stream.send_all(data)
+        await trio.sleep(0.05)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self.stream.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+
+
+@pytest.mark.parametrize("last_word", [0, None])
+async def test_a_destination_closes_before_we_know_that_all_has_gone(
+    last_word: int | None, autojump_clock: MockClock
+) -> None:
+    """If it says that it has all devices, then all has gone; else nobody knows."""
+    source = SimulatedSource(size=100)
+    here, there = link()
+    opened = 0
+
+    async def connect() -> trio.abc.Stream:
+        nonlocal opened
+        opened += 1
+        stream = await here()
+        return stream if opened == 1 else Late(stream)
+
+    async def do(name: str) -> None:
+        if name == "complete":
+            await destination.close(0)
+            await destination.close(1)
+
+    destination = ScriptedDestination(there, on=do, last_word=last_word)
+    failed: list[str] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(destination.run)
+        try:
+            async with open_outgoing(connect, {A: source}) as outgoing:
+                await outgoing.migrate()
+        except MigrationFailed as error:
+            failed = [str(fault) for fault in error.exceptions]
+    assert len(failed) == (0 if last_word == 0 else 1)
+    assert all(" the destination closed it before all was sent" in it for it in failed)
+    assert source.finished == (not failed)
+    assert source.running == bool(failed)
+
+
 class Faulty(trio.abc.Stream):
     """A stream of the caller's with a mistake in it."""
 

@@ -238,9 +238,14 @@ async def surviving(
     check_received(result, devices)
 
 
+THERE: Final = "read_msecs"
+BACK: Final = "write_msecs"
+
+
 async def test_device_of_another_kind(mttys: Mttys, tmp_path: Path) -> None:
     """The destination ends, after it has said that it has all devices (W1)."""
-    async with surviving(mttys, tmp_path, ports=2) as (example, destination):
+    # Its device takes its time to refuse: else it may be gone before all was sent.
+    async with surviving(mttys, tmp_path, ports=2, slow=BACK) as (example, destination):
         assert await destination.process.wait() == 1
     failed = f"failed: query-migrate at {destination.socket}: "
     assert example.lines[-2].startswith(failed)
@@ -252,10 +257,6 @@ async def test_no_room_for_a_snapshot(mttys: Mttys, tmp_path: Path) -> None:
         pass
     failed = f"failed: {idstr()}: begin: ENOTDIR: Not a directory: "
     assert example.lines[-2].startswith(failed)
-
-
-THERE: Final = "read_msecs"
-BACK: Final = "write_msecs"
 
 
 @pytest.mark.parametrize("slow", [THERE, BACK], ids=["there", "back"])
