@@ -49,13 +49,14 @@ ALLOWED: Final = MappingProxyType(
         "_deadlines": May(""),
         "_values": May("", "trio_util"),
         "_trace": May("", "attrs trio"),
+        "_batch": May("", ""),
         "_wire": May("_errors", "attrs", not_even=_SANS_IO),
         "_link": May("_errors", "attrs trio"),
-        "_device": May("_errors _result _wire._config_blob", "attrs trio"),
+        "_device": May("_errors _result _batch _wire._config_blob", "attrs trio"),
         "_migration": May("_errors _result _values _deadlines _trace", "attrs trio"),
         "_receive": May(
             "_migration _wire _link _device._port _errors _result _values _deadlines"
-            " _trace",
+            " _trace _batch",
             "attrs trio",
         ),
         "_send": May(

@@ -44,6 +44,8 @@ class Writes:
     """Who writes to a descriptor, and a door that may be shut for all but the first."""
 
     threads: list[int] = attrs.field(factory=list[int])
+    policies: set[int] = attrs.field(factory=set[int])
+    """How the system schedules them."""
     door: threading.Event = attrs.field(factory=threading.Event)
     fd: int = -1
 
@@ -55,6 +57,7 @@ class Writes:
     ) -> int:
         if fd == self.fd:
             self.threads.append(threading.get_ident())
+            self.policies.add(os.sched_getscheduler(0))
             if threading.get_ident() != self.threads[0]:
                 assert self.door.wait(LONG)
         return writev(fd, buffers)
@@ -155,6 +158,7 @@ async def test_it_is_the_one_that_brings_it(
     own, *others = writes.threads
     assert len(others) == 4
     assert own not in others
+    assert writes.policies == {os.SCHED_BATCH}
     assert os.pread(memfd, 10_000, 0) == b"".join(b"%d" % n * 1000 for n in range(5))
     (device,) = result.devices
     assert (device.buffers, device.data_bytes) == (5, 5000)

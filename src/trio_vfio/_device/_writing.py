@@ -13,6 +13,7 @@ from typing import Final, final
 
 import attrs
 
+from .._batch import as_batch
 from ._port import Gathers, QuickWriter
 from ._waiting import wait_ready, with_progress
 
@@ -26,6 +27,7 @@ QUICK: Final = 0.001
 """Seconds that a write may take for another thread to do it by the way."""
 
 
+@as_batch()
 def write_buffers(
     fd: int, buffers: Iterator[memoryview], check: Callable[[], None]
 ) -> None:

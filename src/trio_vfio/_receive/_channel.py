@@ -8,11 +8,13 @@ from typing import final
 import attrs
 import trio
 
+from .._batch import as_batch
 from .._errors import ConnectionLost, PeerProtocolError
 from .._link._reader import Reader, SocketReader, reader
 from .._link._stream import plain_stream, receive_exactly
 from .._wire._channel_decoder import ChannelDecoder
 from .._wire._multifd import RamPacket, StateHeader, StatePacket
+from ._loader import IncomingDevice
 from ._reorder import PATIENCE
 from ._router import Channel, Router
 
@@ -73,8 +75,10 @@ class _Receiver:
     _decoder: ChannelDecoder
     _router: Router
     _ended: bool = attrs.field(default=False, init=False)
-    _whole: StatePacket | None = attrs.field(default=None, init=False)
-    """A packet that has come and is still to be handed over."""
+    _whole: tuple[IncomingDevice, StatePacket] | None = attrs.field(
+        default=None, init=False
+    )
+    """A packet that has come and is still to be handed over, and to whom."""
     _waiting: StateHeader | None = attrs.field(default=None, init=False)
     """A header whose packet had to wait for memory."""
     _limiter: trio.CapacityLimiter = attrs.field(
@@ -108,6 +112,7 @@ class _Receiver:
             finally:
                 self._hand_over()
 
+    @as_batch()
     def _receive_much(self, source: SocketReader) -> None:
         """Receive as long as there is something to receive, in a thread."""
         try:
@@ -137,8 +142,9 @@ class _Receiver:
         for event in self._decoder.received(count):
             match event:
                 case StatePacket():
-                    if not self._router.device(event.header).write_at_once(event):
-                        self._whole = event
+                    device = self._router.device(event.header)
+                    if not device.write_at_once(event):
+                        self._whole = device, event
                 case StateHeader():
                     self._channel.packets += 1
                     self._channel.device_state_packets += 1
@@ -162,12 +168,13 @@ class _Receiver:
         if memory is not None and (empty := self._decoder.accept(memory)) is not None:
             # Not before the one that came before it.
             self._hand_over()
-            self._whole = empty
+            self._whole = self._router.device(empty.header), empty
 
     def _hand_over(self) -> None:
-        if (packet := self._whole) is not None:
+        if self._whole is not None:
+            device, packet = self._whole
             self._whole = None
-            self._router.device(packet.header).put(packet)
+            device.put(packet)
 
     def _broke(self, error: Exception) -> None:
         if self._decoder.inside_packet:

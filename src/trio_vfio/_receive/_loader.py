@@ -55,6 +55,8 @@ class IncomingDevice:
     """Called when this device has to wait, or is done: raises if all wait for good."""
     trace: Trace
 
+    name: str = attrs.field(init=False)
+    """What messages call it."""
     announced: bool = attrs.field(default=False, init=False)
     """Whether a START section has named it."""
 
@@ -66,10 +68,8 @@ class IncomingDevice:
     _main_config: bytes | None = attrs.field(default=None, init=False)
     _said_start: bool = attrs.field(default=False, init=False)
 
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-        return self.calls.name
+    def __attrs_post_init__(self) -> None:
+        self.name = self.calls.name
 
     @property
     def has_main_config(self) -> bool:
@@ -256,7 +256,7 @@ class IncomingDevice:
         self.progress.buffers += 1
         self._release(buffer.data)
         # QEMU says so if it knows by then.
-        if self.queue.is_last(buffer.idx):
+        if self.queue.config_idx is not None and self.queue.is_last(buffer.idx):
             self.trace("vfio_load_state_device_buffer_end", self.name)
         if self._waiters or self.others_wait():
             self.home.call(self._made_room)

@@ -187,7 +187,8 @@ class Router:
         device = self._announced(header)
         if device is None:
             return None
-        device.transfer_is("multifd", offset=header.offset)
+        if device.progress.transfer != "multifd":
+            device.transfer_is("multifd", offset=header.offset)
         memory = device.queue.admit_untrusted(header, patience)
         if memory is not None:
             device.progress.queued_bytes = device.queue.bytes

@@ -13,7 +13,7 @@ from .._trace import Trace
 
 
 @final
-@attrs.frozen
+@attrs.define(eq=False)
 class Buffer:
     """Data for a device."""
 
