@@ -228,14 +228,25 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     return seen
 
 
-def test_small_buffers_go_together(memfd: int, writes: list[list[int]]) -> None:
-    sizes = [1, 64 * 1024, 300_000, 600_000, 200_000, MIB, 2 * MIB, 5, 6]
-    data = [os.urandom(size) for size in sizes]
+SIZES = [1, 64 * 1024, 300_000, 600_000, 200_000, MIB, MIB, 3 * MIB, 5, 6]
+
+
+def test_buffers_go_together(memfd: int, writes: list[list[int]]) -> None:
+    data = [os.urandom(size) for size in SIZES]
     buffers = run(*data)
     write_buffers(memfd, buffers, never)
     assert os.pread(memfd, 8 * MIB, 0) == b"".join(data)
-    assert writes == [sizes[:4], [200_000], [MIB], [2 * MIB], [5, 6]]
-    assert (buffers.exhausted, buffers.position.bytes) == (True, sum(sizes))
+    assert writes == [SIZES[:5], [MIB, MIB], [3 * MIB], [5, 6]]
+    assert (buffers.exhausted, buffers.position.bytes) == (True, sum(SIZES))
+
+
+def test_a_device_takes_no_more_at_a_time_than_of_qemu(
+    writes: list[list[int]],
+) -> None:
+    """A cancel waits for the end of a write."""
+    with open(os.devnull, "wb", buffering=0) as device:
+        write_buffers(device.fileno(), run(*map(bytes, SIZES)), never)
+    assert writes == [SIZES[:4], [200_000], [MIB], [MIB], [3 * MIB], [5, 6]]
 
 
 def test_very_small_buffers_are_not_too_many(

@@ -18,10 +18,13 @@ from ._port import Gathers, QuickWriter
 from ._waiting import wait_ready, with_progress
 
 AT_ONCE: Final = 1024 * 1024
-"""Bytes of small buffers that go with one system call.
+"""Bytes of several buffers that go with one system call.
 
 As much as QEMU writes with one, so that a cancel waits no longer for its end.
 """
+
+TO_FILE: Final = 2 * AT_ONCE
+"""The same for a file, for which nobody waits."""
 
 QUICK: Final = 0.001
 """Seconds that a write may take for another thread to do it by the way."""
@@ -33,9 +36,9 @@ def write_buffers(
 ) -> None:
     """Write all of *buffers* to *fd*, each of them whole before the next is asked for.
 
-    Where *buffers* can give several, small ones go together, up to 1 MiB. And where
-    *fd* is a file, whoever brings a buffer may write it: what a file takes goes to
-    memory, while a device, even if it is quick at first, may let a thread wait.
+    Where *buffers* can give several, they go together, up to 1 MiB. Where *fd* is a
+    file, up to 2 MiB, and whoever brings a buffer may write it: what a file takes goes
+    to memory, while a device, even if it is quick at first, may let a thread wait.
 
     A descriptor that has no room is waited for, unless it is a blocking one:
     there it is the kernel that waits, and *check* is not called meanwhile.
@@ -50,10 +53,11 @@ def write_buffers(
     """
     run = buffers if isinstance(buffers, Gathers) else _OneByOne(buffers)
     descriptor = _Descriptor(fd)
-    writer = descriptor if stat.S_ISREG(os.fstat(fd).st_mode) else None
+    is_file = stat.S_ISREG(os.fstat(fd).st_mode)
+    most, writer = (TO_FILE, descriptor) if is_file else (AT_ONCE, None)
     # Who has had no room once is asked first, which costs less than to be refused.
     asks = refused = False
-    while batch := run.gather(AT_ONCE, writer):
+    while batch := run.gather(most, writer):
         check()
         if asks and not refused:
             wait_ready(fd, select.POLLOUT, check)
