@@ -53,7 +53,7 @@ class _Contenders(click.ParamType[Sequence[Contender]]):
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--rounds", type=click.IntRange(1), default=5, help="How many.")
+@click.option("--rounds", type=click.IntRange(1), default=9, help="How many.")
 @click.option(
     "--only",
     multiple=True,
