@@ -672,6 +672,8 @@ async def test_a_cancel(path: Path, files: Files, stage: CancelStage) -> None:
                     nursery.start_soon(listen, source)
                     await source.begin(A, B, return_path=True)
                     await source.switch_over()
+                    # Both devices have begun then; a channel may be ahead of main.
+                    await until(lambda: session_of(incoming).router.started)
                     await stage(incoming, source, nursery, pipe)
                     began = trio.current_time()
                     scope.cancel()

@@ -18,9 +18,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from trio_vfio import PeerProtocolError
-from trio_vfio._receive import _reorder
 from trio_vfio._receive._memory import Memory
-from trio_vfio._receive._reorder import SMALL, WINDOW, AtOnce, ReorderQueue
+from trio_vfio._receive._reorder import WINDOW, AtOnce, ReorderQueue
 from trio_vfio._receive._signal import Signal
 from trio_vfio._wire._multifd import StateFlag, StateHeader, StatePacket
 
@@ -467,26 +466,6 @@ def test_nothing_is_done_at_once_if_nobody_has_said_how() -> None:
     assert q.put(brought)
     thread.join(LONG)
     assert found == [[0]]
-
-
-@pytest.mark.parametrize("size", [SMALL, SMALL + 1])
-@pytest.mark.parametrize("asleep", [0, LONG])
-def test_much_is_done_at_once_only_for_who_has_waited_for_long(
-    monkeypatch: pytest.MonkeyPatch, size: int, asleep: float
-) -> None:
-    """To wake another thread costs less then."""
-    monkeypatch.setattr(_reorder, "ASLEEP", asleep)
-    q = queue(2 * SMALL, 2 * SMALL)
-    notes = Notes()
-    thread, found = waits_for_due(q, notes)
-    brought = packet(q, header(0, size))
-    done = q.do_at_once(brought)
-    assert done == (size <= SMALL or asleep == 0)
-    if not done:
-        assert q.put(brought)
-    arrive(q, header(1, config=True))
-    thread.join(LONG)
-    assert (notes.done, found) == (([[0]], [[]]) if done else ([], [[0]]))
 
 
 def test_the_last_is_known_once_the_config_has_come() -> None:

@@ -14,14 +14,13 @@ and what it would do with it may be done in the channel's.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Final, final
 
 import attrs
 
 from .._errors import PeerProtocolError
-from .._wire._limits import KIB, MAX_CONFIG
+from .._wire._limits import MAX_CONFIG
 from .._wire._multifd import StateHeader, StatePacket
 from ._memory import Memory
 from ._signal import Signal
@@ -34,15 +33,6 @@ PATIENCE: Final = 0.05
 
 Otherwise each time that a device is faster than its packets would cost a turn of Trio
 and the start of a thread, as much as the system needs to copy a MiB.
-"""
-
-SMALL: Final = 256 * KIB
-"""Bytes of a packet that costs less to write than to wake a thread for."""
-
-ASLEEP: Final = 0.002
-"""Seconds after which it costs as much to wake a thread as to write any packet.
-
-Until then what it works with is still in the caches of a processor.
 """
 
 AtOnce = Callable[[list[StatePacket]], bool]
@@ -86,8 +76,6 @@ class ReorderQueue:
     """Called when the packet that is due has to be waited for."""
     _at_once: AtOnce | None = attrs.field(default=None, init=False)
     """What may be done with the packet that is due, while the device's thread waits."""
-    _asleep_at: float = attrs.field(default=0.0, init=False)
-    """When the device's thread has waited for long."""
     _busy: bool = attrs.field(default=False, init=False)
     """Whether that is being done."""
     _left: bool = attrs.field(default=False, init=False)
@@ -184,19 +172,19 @@ class ReorderQueue:
     def do_at_once(self, packet: StatePacket) -> bool:
         """Let an admitted packet that has arrived be taken in this thread, not Trio's.
 
-        Nothing is done if it is not due, or if no thread waits in `take` that has
-        said what to do with it, or if it costs less to wake that one. What is due
-        by then goes with it.
+        Nothing is done if it is not due, or is the config, or if no thread waits in
+        `take` that has said what to do with it. What is due by then goes with it.
 
         Returns: whether it was taken; then it must not be put.
         """
         with self.memory.lock:
             at_once = self._at_once
-            if at_once is None or not self._is_better_done_at_once(packet):
+            header = packet.header
+            if at_once is None or header.idx != self.due or header.is_config:
                 return False
             self._at_once = None
-            del self._arriving[packet.header.idx]
-            self._waiting[packet.header.idx] = packet
+            del self._arriving[header.idx]
+            self._waiting[header.idx] = packet
             self._busy = True
             packets = self._take_due()
         whole = False
@@ -213,12 +201,6 @@ class ReorderQueue:
                 else:
                     self._starve()
         return True
-
-    def _is_better_done_at_once(self, packet: StatePacket) -> bool:
-        header = packet.header
-        if header.idx != self.due or header.is_config:
-            return False
-        return header.size <= SMALL or time.monotonic() >= self._asleep_at
 
     @property
     def is_awaited(self) -> bool:
@@ -313,7 +295,6 @@ class ReorderQueue:
 
     def _wait_for_due(self, patience: float, at_once: AtOnce | None) -> None:
         self._at_once = at_once
-        self._asleep_at = time.monotonic() + ASLEEP
         done = -1
         while self._busy or (done != self._done and not self._is_ready()):
             # As long as they come it does not matter who takes them.
