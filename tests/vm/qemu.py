@@ -12,7 +12,7 @@ import re
 import socket
 import subprocess
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -265,6 +265,9 @@ async def _qemu(
                     qemu = Qemu(devices, process, monitor, directory, name)
                     await _set_up(monitor, setup)
                     yield qemu
+                except BaseException as exc:
+                    exc.add_note(f"threads of QEMU, the {name}:\n{_threads(process)}")
+                    raise
                 finally:
                     process.kill()
     except BaseException as exc:
@@ -275,6 +278,19 @@ async def _qemu(
         process.kill()
         with trio.move_on_after(10, shield=True):
             await process.wait()
+
+
+def _threads(process: trio.Process) -> str:
+    """Say where each thread of QEMU's is, in case that is why something takes too long."""
+    lines: list[str] = []
+    # One that has ended has none.
+    with suppress(OSError):
+        for thread in Path(f"/proc/{process.pid}/task").iterdir():
+            words = (
+                (thread / each).read_text() for each in ("comm", "wchan", "syscall")
+            )
+            lines.append(" ".join(word.strip() for word in words))
+    return "\n".join(lines)
 
 
 def _arguments(
