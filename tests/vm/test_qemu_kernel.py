@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from typing import Literal
 
+import attrs
 import pytest
 import trio
 
@@ -111,18 +112,22 @@ async def test_a_device_of_another_kind(mttys: Mttys, tmp_path: Path) -> None:
     assert two.registers() == registers(ports=2)
 
 
-@pytest.mark.parametrize(
-    ("state", "operation"), [("RESUMING", "begin"), ("STOP", "begin")]
-)
+@pytest.mark.parametrize("state", ["RESUMING", "STOP"])
 async def test_a_device_that_fails_a_step(
-    state: str, operation: str, mttys: Mttys, tmp_path: Path
+    state: str, mttys: Mttys, tmp_path: Path
 ) -> None:
+    """As soon as it begins, and so without channels.
+
+    Where QEMU 10.0 completes its RAM and finds its channels broken, it may wait for them
+    for ever, with its big lock: it answers nobody, and its guest stands still.
+    """
     (device,), (sink,) = make_devices(mttys), mttys()
-    async with qemu.source([device], tmp_path, SETUP, runs=True) as source:
+    setup = attrs.evolve(SETUP, transfer="auto", channels=None)
+    async with qemu.source([device], tmp_path, setup, runs=True) as source:
         await source.wait_running()
         mtty.parameter("fail_errno", errno.EIO)
         mtty.parameter("fail_state", STATES.index(state))
-        with pytest.RaisesGroup(pytest.RaisesExc(match=f"{operation}: EIO: ")):
+        with pytest.RaisesGroup(pytest.RaisesExc(match="begin: EIO: ")):
             async with open_incoming(
                 f"unix:{tmp_path / 'socket'}", {idstr(): KernelDevice(sink.uuid)}
             ) as incoming:
@@ -135,7 +140,7 @@ async def test_a_device_that_fails_a_step(
         again = tmp_path / "again"
         again.mkdir()
         result = await receive(source, again)
-    check_received(result, [device])
+    check_received(result, [device], transfer="main")
     assert sink.state() == "RUNNING"
 
 
