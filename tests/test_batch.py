@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,10 +11,6 @@ import pytest
 
 from trio_vfio._batch import as_batch
 from trio_vfio._device._writing import write_buffers
-
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="other systems have no such policy"
-)
 
 
 def policy() -> int:

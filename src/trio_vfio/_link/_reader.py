@@ -75,7 +75,6 @@ class SocketReader:
 
     _socket: trio.socket.SocketType
     _blocking: socket.socket = attrs.field(init=False)
-    _fd: int = attrs.field(init=False)
     _least: int = attrs.field(default=1, init=False)
     """Bytes that must have come before a read returns: SO_RCVLOWAT."""
 
@@ -99,8 +98,7 @@ class SocketReader:
         """
         self._check_open()
         # A duplicate: its number stays ours, whoever closes the stream.
-        self._fd = os.dup(self._socket.fileno())
-        self._blocking = socket.socket(fileno=self._fd)
+        self._blocking = socket.socket(fileno=os.dup(self._socket.fileno()))
         with self._blocking:
             try:
                 self._set(socket.SO_RCVTIMEO, _TIMEOUT)
@@ -130,11 +128,10 @@ class SocketReader:
         """
         self._check_open()
         try:
-            least = min(len(buffers[0]), MOST_AT_ONCE)
-            if least != self._least:
-                self._wait_for(least)
+            self._wait_for(min(len(buffers[0]), MOST_AT_ONCE))
+            number = self._blocking.fileno()
             before()
-            return os.readv(self._fd, buffers)
+            return os.readv(number, buffers)
         except BlockingIOError:
             return None
         except OSError as error:
@@ -145,10 +142,11 @@ class SocketReader:
             raise trio.ClosedResourceError("the socket was closed")
 
     def _wait_for(self, least: int) -> None:
-        self._least = least
-        # A vsock has no more than it has room for; it then reads in smaller pieces.
-        with suppress(OSError):
-            self._set(socket.SO_RCVLOWAT, least)
+        if self._least != least:
+            self._least = least
+            # A vsock has no more than it has room for; it then reads in smaller pieces.
+            with suppress(OSError):
+                self._set(socket.SO_RCVLOWAT, least)
 
     def _set(self, option: int, value: int | bytes) -> None:
         self._blocking.setsockopt(socket.SOL_SOCKET, option, value)

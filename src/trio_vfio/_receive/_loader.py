@@ -256,7 +256,7 @@ class IncomingDevice:
         self.progress.buffers += 1
         self._release(buffer.data)
         # QEMU says so if it knows by then.
-        if self.queue.config_idx is not None and self.queue.is_last(buffer.idx):
+        if self.queue.is_last(buffer.idx):
             self.trace("vfio_load_state_device_buffer_end", self.name)
         if self._waiters or self.others_wait():
             self.home.call(self._made_room)

@@ -187,8 +187,7 @@ class Router:
         device = self._announced(header)
         if device is None:
             return None
-        if device.progress.transfer != "multifd":
-            device.transfer_is("multifd", offset=header.offset)
+        device.transfer_is("multifd", offset=header.offset)
         memory = device.queue.admit_untrusted(header, patience)
         if memory is not None:
             device.progress.queued_bytes = device.queue.bytes
