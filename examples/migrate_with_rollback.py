@@ -12,7 +12,7 @@ import os
 import trio
 
 import trio_vfio
-from trio_vfio.testing import SimulatedDevice
+from trio_vfio.testing import SimulatedSink
 
 DEVICE = "0000:00:04.0/vfio"
 SIZE = 32 << 20
@@ -89,10 +89,10 @@ async def migrate(guest: Guest, address: str, state: int) -> bool:
 async def main() -> None:
     state = os.memfd_create("state")
     os.truncate(state, SIZE)
-    full = SimulatedDevice(
+    full = SimulatedSink(
         seconds_per_mib=0.02, fails={"write": errno.ENOSPC}, fails_at_byte=SIZE - 1
     )
-    for device in (full, SimulatedDevice(seconds_per_mib=0.02)):
+    for device in (full, SimulatedSink(seconds_per_mib=0.02)):
         async with trio.open_nursery() as nursery:
             address: str = await nursery.start(destination, device)
             moved = await migrate(Guest(), address, state)

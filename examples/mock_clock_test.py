@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from trio_vfio import open_incoming, open_outgoing
-from trio_vfio.testing import SimulatedDevice, SimulatedSource, link
+from trio_vfio.testing import SimulatedSink, SimulatedSource, link
 
 DEVICE = "0000:00:04.0/vfio"
 MIB = 1 << 20
@@ -17,7 +17,7 @@ MIB = 1 << 20
 
 async def test_a_late_channel_delays_only_the_load(autojump_clock: MockClock) -> None:
     source = SimulatedSource(size=4 * MIB, config=b"registers")
-    sink = SimulatedDevice(seconds_per_mib=2)
+    sink = SimulatedSink(seconds_per_mib=2)
     # Channel 0, which brings the first packet, is ten seconds late.
     here, there = link(delay={0: 10})
     async with open_incoming(there, {DEVICE: sink}) as incoming:

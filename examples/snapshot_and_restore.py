@@ -57,7 +57,7 @@ async def main() -> None:
         where = Path(directory) / "snapshot"
         await snapshot(trio_vfio.FdSource(one, config=b"registers"), where)
         print(*sorted(path.name for path in where.iterdir()), sep="\n")
-        target = trio_vfio.FdDevice(other)
+        target = trio_vfio.FdSink(other)
         await restore(where, target)
     print("the same" if digest(one) == digest(other) else "NOT the same")
     print(f"config: {target.config!r}")

@@ -44,6 +44,7 @@ _SANS_IO: Final = f"{_IO} {_CLOCKS_AND_THREADS} logging"
 # Read it from top to bottom: what stands lower may import what stands higher.
 ALLOWED: Final = MappingProxyType(
     {
+        "_public": May("", ""),
         "_result": May(""),
         "_errors": May("_result"),
         "_deadlines": May(""),
@@ -53,27 +54,28 @@ ALLOWED: Final = MappingProxyType(
         "_wire": May("_errors", "attrs", not_even=_SANS_IO),
         "_link": May("_errors", "attrs trio"),
         "_device": May("_errors _result _batch _wire._config_blob", "attrs trio"),
+        "_types": May("_device._port _result", "trio"),
         "_migration": May("_errors _result _values _deadlines _trace", "attrs trio"),
         "_receive": May(
             "_migration _wire _link _device._port _errors _result _values _deadlines"
-            " _trace _batch",
+            " _trace _types _batch",
             "attrs trio",
         ),
         "_send": May(
             "_migration _wire _link _device._port _errors _result _values _deadlines"
-            " _trace",
+            " _trace _types",
             "attrs trio",
         ),
-        "_capture": May("_wire _device _errors _result", "attrs trio"),
+        "_capture": May("_wire _device _errors _result _types", "attrs trio"),
         "__init__": May(
             "_receive _send _migration _capture _device _wire._config_blob _errors"
             " _result _deadlines"
-            " _trace"
+            " _trace _types _public"
         ),
         # Nothing below this line is imported from above it.
         "testing": May(
             f"{PUBLIC} _capture _receive _send _wire _link _device._port _errors"
-            " _result",
+            " _result _types _public",
             "attrs trio",
         ),
         "_cli": May(

@@ -18,7 +18,7 @@ _MARK = 8
 
 
 async def _receive(job: Receive) -> None:
-    sinks = {idstr(number): trio_vfio.FdDevice(fd) for number, fd in enumerate(job.fds)}
+    sinks = {idstr(number): trio_vfio.FdSink(fd) for number, fd in enumerate(job.fds)}
     async with trio_vfio.open_incoming(f"tcp:{HOST}:0", sinks) as incoming:
         (address,) = incoming.addresses
         announce(int(address.rpartition(":")[2]))

@@ -20,16 +20,18 @@ from __future__ import annotations
 
 from ._deadlines import Deadlines as Deadlines
 from ._device import (
-    FdDevice as FdDevice,
+    FdSink as FdSink,
     FdSource as FdSource,
-    FileDevice as FileDevice,
+    FileSink as FileSink,
     FileSource as FileSource,
-    KernelDevice as KernelDevice,
     KernelDeviceInfo as KernelDeviceInfo,
-    KernelSource as KernelSource,
-    NullDevice as NullDevice,
+    NullSink as NullSink,
     NullSource as NullSource,
     SnapshotDirectory as SnapshotDirectory,
+    SupportsRun as SupportsRun,
+    VfioInterface as VfioInterface,
+    VfioSink as VfioSink,
+    VfioSource as VfioSource,
     kernel_devices as kernel_devices,
     run_devices as run_devices,
 )
@@ -51,20 +53,34 @@ from ._errors import (
     TrioVfioError as TrioVfioError,
 )
 from ._migration._progress import DeviceProgress as DeviceProgress
+from ._public import set_public_module as _set_public_module
 from ._receive._incoming import (
     Incoming as Incoming,
     open_incoming as open_incoming,
 )
 from ._result import (
+    CaptureStatus as CaptureStatus,
     ChannelResult as ChannelResult,
     DeviceResult as DeviceResult,
     DeviceState as DeviceState,
     MigrationResult as MigrationResult,
     SessionState as SessionState,
+    Transfer as Transfer,
 )
 from ._send._outgoing import (
     Outgoing as Outgoing,
     open_outgoing as open_outgoing,
 )
 from ._trace import TraceEvent as TraceEvent
+from ._types import (
+    AcceptFrom as AcceptFrom,
+    BeforeShut as BeforeShut,
+    BeforeSwitchover as BeforeSwitchover,
+    Connect as Connect,
+    DeviceName as DeviceName,
+    Sinks as Sinks,
+    Sources as Sources,
+)
 from ._wire._config_blob import ConfigBlob as ConfigBlob
+
+_set_public_module(globals())

@@ -19,12 +19,9 @@ from __future__ import annotations
 import errno as _errno
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Self
 
-if TYPE_CHECKING:
-    from typing import Self
-
-    from ._result import MigrationResult
+from ._result import MigrationResult
 
 
 class TrioVfioError(Exception):
@@ -108,7 +105,7 @@ class DeadlineExceeded(TrioVfioError):
 
     .. attribute:: deadline
 
-       Which: the name of the field of `Deadlines`.
+       The name of the field of `Deadlines`, e.g. ``"first_connection"``.
 
     .. attribute:: seconds
 
@@ -122,9 +119,8 @@ class DeadlineExceeded(TrioVfioError):
         self.waiting_for = waiting_for
 
     def __str__(self) -> str:
-        return (
-            f"{self.deadline} deadline of {self.seconds:g} s passed: {self.waiting_for}"
-        )
+        name = self.deadline.replace("_", "-")  # as the command's option has it
+        return f"{name} deadline of {self.seconds:g} s passed: {self.waiting_for}"
 
 
 class DeviceError(TrioVfioError):

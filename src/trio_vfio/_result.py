@@ -7,7 +7,7 @@ import enum
 import attrs
 
 
-class DeviceState(enum.Enum):
+class DeviceState(enum.StrEnum):
     """How far one device has come."""
 
     SETUP = "setup"
@@ -24,7 +24,7 @@ class DeviceState(enum.Enum):
     """Was aborted, or never got its whole state; at the source, runs again."""
 
 
-class SessionState(enum.Enum):
+class SessionState(enum.StrEnum):
     """How far a migration has come, in QEMU's words where it has them."""
 
     SETUP = "setup"
@@ -38,16 +38,36 @@ class SessionState(enum.Enum):
     CANCELLED = "cancelled"
 
 
+class CaptureStatus(enum.StrEnum):
+    """How much of a migration, or of one device, a capture holds."""
+
+    COMPLETE = "complete"
+    """All of it."""
+    INCOMPLETE = "incomplete"
+    """A part is missing or wrong; ``errors`` says which."""
+    CUT = "cut"
+    """A file ends in the middle of a packet. A device is never cut."""
+
+
+class Transfer(enum.StrEnum):
+    """How a device's data comes after switchover."""
+
+    MULTIFD = "multifd"
+    """As buffers with an index, over the multifd channels."""
+    MAIN = "main"
+    """In order, over the main channel."""
+
+
 @attrs.frozen
 class DeviceResult:
     """What one device got, and what became of it."""
 
     idstr: str
     instance_id: int
-    status: str
-    """The value of a `DeviceState`; for a capture, ``complete`` or ``incomplete``."""
-    transfer: str | None
-    """``multifd`` or ``main``: how its data came after switchover; None: not known."""
+    status: DeviceState | CaptureStatus
+    """In a migration, a `DeviceState`. In a capture, a `CaptureStatus`."""
+    transfer: Transfer | None
+    """How its data came after switchover; None if that is not known."""
     errors: tuple[str, ...]
     precopy_bytes: int
     """Data before switchover, in bytes."""
@@ -81,8 +101,8 @@ class ChannelResult:
 class MigrationResult:
     """How a migration ended, or how far it has come."""
 
-    status: str
-    """The value of a `SessionState`."""
+    status: SessionState
+    """How far the migration came. A result of ``migrate`` is ``completed``."""
     errors: tuple[str, ...]
     devices: tuple[DeviceResult, ...]
     channels: tuple[ChannelResult, ...]

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from trio_vfio._capture._extract import extract
-from trio_vfio._device import FileDevice
+from trio_vfio._device import FileSink
 from trio_vfio._wire._main_encode import encode_data
 
 from ..captures_data import COMPLETE, CaptureFiles
@@ -84,16 +84,16 @@ async def test_failure_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If one device cannot be written, nothing of the others stays, either."""
-    calls: list[FileDevice] = []
-    finish = FileDevice.finish
+    calls: list[FileSink] = []
+    finish = FileSink.finish
 
-    async def second_one_fails(self: FileDevice) -> None:
+    async def second_one_fails(self: FileSink) -> None:
         calls.append(self)
         if len(calls) == 2:
             raise OSError(28, "No space left on device")
         await finish(self)
 
-    monkeypatch.setattr(FileDevice, "finish", second_one_fails)
+    monkeypatch.setattr(FileSink, "finish", second_one_fails)
     packets = [config_packet(0), config_packet(0, idstr="x/vfio")]
     capture = write_capture(tmp_path / "capture", None, {0: packets})
     with pytest.raises(OSError, match="No space left"):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trio
 
-from trio_vfio import NullDevice, NullSource
+from trio_vfio import NullSink, NullSource
 from trio_vfio._cli._local import LocalMigration, LocalOptions, open_local
 from trio_vfio._cli._migration import MigrationCommand
 
@@ -20,7 +20,7 @@ KEY = ("a/vfio", 0)
 
 
 def command(after: Callable[[], Awaitable[None]]) -> MigrationCommand[LocalMigration]:
-    opening = open_local({KEY: NullSource(1000)}, {KEY: NullDevice()}, LocalOptions())
+    opening = open_local({KEY: NullSource(1000)}, {KEY: NullSink()}, LocalOptions())
 
     async def call(_: LocalMigration) -> None:
         await after()

@@ -8,7 +8,7 @@ import pytest
 
 from trio_vfio._cli._devices import SINKS, SOURCES, SourceOptions
 from trio_vfio._cli._main import run_command
-from trio_vfio._device import KernelDevice, KernelSource, _kernel_devices
+from trio_vfio._device import VfioSink, VfioSource, _kernel_devices
 
 ABSENT = "ffff:ff:1f.7"
 UUID = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"
@@ -17,14 +17,14 @@ UUID = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"
 @pytest.mark.parametrize("way", ["", ",cdev", ",group"])
 @pytest.mark.parametrize("where", [ABSENT, UUID, "/dev/vfio/devices/vfio12"])
 def test_names(where: str, way: str) -> None:
-    assert isinstance(SINKS["vfio"].make(where + way), KernelDevice)
+    assert isinstance(SINKS["vfio"].make(where + way), VfioSink)
     make = SOURCES["vfio"].make(where + way)
     assert make is not None
-    assert isinstance(make(SourceOptions()), KernelSource)
+    assert isinstance(make(SourceOptions()), VfioSource)
 
 
 def test_a_descriptor() -> None:
-    assert isinstance(SINKS["vfio"].make("fd:3"), KernelDevice)
+    assert isinstance(SINKS["vfio"].make("fd:3"), VfioSink)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import trio.testing
 from trio_vfio import open_incoming, open_outgoing
 from trio_vfio._cli._progress import render, show_progress
 from trio_vfio._cli._tables import console
-from trio_vfio._device import NullDevice
-from trio_vfio.testing import SimulatedDevice, SimulatedSource, link
+from trio_vfio._device import NullSink
+from trio_vfio.testing import SimulatedSink, SimulatedSource, link
 
 MIB = 1 << 20
 
@@ -28,7 +28,7 @@ async def test_render() -> None:
     """Names are shown as they are, and what a device waits for."""
     out = io.StringIO()
     async with open_incoming(
-        "tcp:127.0.0.1:0", {"[red]a/vfio": NullDevice()}
+        "tcp:127.0.0.1:0", {"[red]a/vfio": NullSink()}
     ) as incoming:
         incoming.devices["[red]a/vfio"].waiting_for = 7
         console(out).print(render(incoming, 1.5 * (1 << 20)))
@@ -42,7 +42,7 @@ async def test_at_a_terminal(
     """It is drawn again and again, until all is over, and then taken away."""
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
-    async with open_incoming("tcp:127.0.0.1:0", {"a/vfio": NullDevice()}) as incoming:
+    async with open_incoming("tcp:127.0.0.1:0", {"a/vfio": NullSink()}) as incoming:
         with trio.move_on_after(1.1):
             await show_progress(incoming)
     assert terminal.getvalue().count("a/vfio") >= 4
@@ -52,9 +52,7 @@ async def test_not_at_a_terminal(
     autojump_clock: trio.testing.MockClock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A log gets a line for each second."""
-    async with open_incoming(
-        "tcp:127.0.0.1:0", {"a\x1b/vfio": NullDevice()}
-    ) as incoming:
+    async with open_incoming("tcp:127.0.0.1:0", {"a\x1b/vfio": NullSink()}) as incoming:
         with trio.move_on_after(2.5):
             await show_progress(incoming)
     lines = capsys.readouterr().err.splitlines()
@@ -67,7 +65,7 @@ async def test_the_lines_of_a_source(
     """What it waits for, what it has sent, and how fast."""
     source = SimulatedSource(size=3 * MIB, initial_bytes=MIB, seconds_per_mib=1.25)
     here, there = link()
-    async with open_incoming(there, {"a/vfio": SimulatedDevice()}):
+    async with open_incoming(there, {"a/vfio": SimulatedSink()}):
         async with open_outgoing(here, {"a/vfio": source}) as outgoing:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(show_progress, outgoing)

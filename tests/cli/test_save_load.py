@@ -37,7 +37,7 @@ from trio_vfio._cli._main import run_command
 from trio_vfio._cli._progress import render
 from trio_vfio._cli._tables import console
 from trio_vfio._device import _snapshot
-from trio_vfio.testing import SimulatedDevice, SimulatedSource
+from trio_vfio.testing import SimulatedSink, SimulatedSource
 
 from ..device.snapshots import load, result_of
 from .processes import Running, names, running
@@ -377,7 +377,7 @@ def _unread(fd: int) -> bytes:
 
 async def test_both_devices_are_aborted_by_a_cancel() -> None:
     """What is shown until then is how far the source has come."""
-    source, sink = SimulatedSource(size=10), SimulatedDevice(hangs_in="write")
+    source, sink = SimulatedSource(size=10), SimulatedSink(hangs_in="write")
     options, shown = LocalOptions(device_grace=0), io.StringIO()
     with trio.CancelScope() as scope:
         async with open_local({KEY: source}, {KEY: sink}, options) as local:
@@ -438,7 +438,7 @@ async def test_several_causes_come_together() -> None:
     """A device that fails, and then cannot be aborted either."""
 
     source = SimulatedSource(size=10)
-    sink = SimulatedDevice(fails={"write": errno.EIO, "abort": errno.EIO})
+    sink = SimulatedSink(fails={"write": errno.EIO, "abort": errno.EIO})
     with pytest.RaisesGroup(DeviceError, DeviceError) as caught:
         async with open_local({KEY: source}, {KEY: sink}, LocalOptions()) as local:
             await local.wait_ended()

@@ -16,7 +16,7 @@ from tests.cli.dask_cluster import scheduler
 from trio_vfio._cli import _simulate
 from trio_vfio._cli._main import group
 from trio_vfio._cli._plain import Settings
-from trio_vfio.testing import Draws, SimulatedDevice, run_campaign
+from trio_vfio.testing import Draws, SimulatedSink, run_campaign
 from trio_vfio.testing._runs import _campaign
 from trio_vfio.testing._runs._in_time import simulate_in_time
 
@@ -40,11 +40,11 @@ def test_a_report_that_cannot_be_written_is_said_before_the_work(
 def test_a_run_without_end_is_shown_and_not_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def begin(_: SimulatedDevice) -> None:
+    async def begin(_: SimulatedSink) -> None:
         signal.pause()
 
     soon = partial(simulate_in_time, patience=0.3)
-    monkeypatch.setattr(SimulatedDevice, "begin", begin)
+    monkeypatch.setattr(SimulatedSink, "begin", begin)
     monkeypatch.setattr(_campaign, "simulate_in_time", soon)
     monkeypatch.setattr(_simulate, "simulate_in_time", soon)
     for which in (("--seeds", "1:2"), ("--seed", "1")):
@@ -76,16 +76,16 @@ def test_ctrl_c_in_a_run_ends_a_campaign_in_this_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # In a task it would come out in a group, and in a finalizer not at all.
-    began: list[SimulatedDevice] = []
-    true_begin = SimulatedDevice.begin
+    began: list[SimulatedSink] = []
+    true_begin = SimulatedSink.begin
 
-    async def begin(device: SimulatedDevice) -> None:
+    async def begin(device: SimulatedSink) -> None:
         began.append(device)
         if len(began) == 60:
             signal.raise_signal(signal.SIGINT)
         await true_begin(device)
 
-    monkeypatch.setattr(SimulatedDevice, "begin", begin)
+    monkeypatch.setattr(SimulatedSink, "begin", begin)
     ran = run("--seeds", "0:100000000", *ONE_DEVICE, "--json")
     monkeypatch.undo()
     assert len(began) == 60

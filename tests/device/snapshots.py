@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 
 from trio_vfio import DeviceResult, MigrationResult, SessionState
-from trio_vfio._device import FileDevice
+from trio_vfio._device import FileSink
 
 A, B = "0000:00:04.0/vfio", "0000:00:05.0/vfio"
 
@@ -48,7 +48,7 @@ def result_of(
     )
 
 
-async def load(device: FileDevice, data: bytes, config: bytes | None) -> None:
+async def load(device: FileSink, data: bytes, config: bytes | None) -> None:
     await device.begin()
     await device.write(views(data))
     if config is not None:

@@ -14,17 +14,17 @@ import trio
 from trio.testing import MockClock
 
 from trio_vfio import StateSink
-from trio_vfio._device import FdDevice, FileDevice, NullDevice, SnapshotDirectory
-from trio_vfio.testing import SimulatedDevice
+from trio_vfio._device import FdSink, FileSink, NullSink, SnapshotDirectory
+from trio_vfio.testing import SimulatedSink
 from trio_vfio.testing._checks import check_state_sink
 
 
 async def test_a_memfd() -> None:
     fds: dict[StateSink, int] = {}
 
-    def make() -> FdDevice:
+    def make() -> FdSink:
         fd = os.memfd_create("state")
-        device = FdDevice(fd)
+        device = FdSink(fd)
         fds[device] = fd
         return device
 
@@ -80,9 +80,9 @@ async def test_a_descriptor_that_must_be_read(
 
     async with trio.open_nursery() as nursery:
 
-        def make() -> FdDevice:
+        def make() -> FdSink:
             reader, writer = opens()
-            device = FdDevice(writer)
+            device = FdSink(writer)
             drained[device] = Drained(writer)
             nursery.start_soon(drained[device].drain, reader)
             return device
@@ -96,10 +96,10 @@ async def test_files(tmp_path: Path) -> None:
     paths = iter(tmp_path / f"{n}.state" for n in range(100))
 
     async def read_back(sink: StateSink) -> bytes:
-        assert isinstance(sink, FileDevice)
+        assert isinstance(sink, FileSink)
         return sink.path.read_bytes()
 
-    await check_state_sink(lambda: FileDevice(next(paths)), read_back)
+    await check_state_sink(lambda: FileSink(next(paths)), read_back)
     # Of the six devices of the check, two finished and were not aborted.
     assert sorted(os.listdir(tmp_path)) == ["0.state", "0.state.config", "1.state"]
 
@@ -111,16 +111,16 @@ async def test_a_snapshot(tmp_path: Path) -> None:
 
 
 async def test_the_null_device() -> None:
-    await check_state_sink(NullDevice)
+    await check_state_sink(NullSink)
 
 
 async def test_a_simulated_device(autojump_clock: MockClock) -> None:
     async def read_back(sink: StateSink) -> bytes:
-        assert isinstance(sink, SimulatedDevice)
+        assert isinstance(sink, SimulatedSink)
         return sink.loaded
 
     await check_state_sink(
-        lambda: SimulatedDevice(seconds_per_call=0.1, seconds_per_mib=1), read_back
+        lambda: SimulatedSink(seconds_per_call=0.1, seconds_per_mib=1), read_back
     )
 
 
@@ -129,7 +129,7 @@ async def test_a_socket_whose_peer_has_gone() -> None:
     left, right = socket.socketpair()
     with closing(left):
         right.close()
-        device = FdDevice(left.fileno())
+        device = FdSink(left.fileno())
         await device.begin()
         with pytest.raises(BrokenPipeError, match=r"after 0 of 3 bytes"):
             await device.write(iter([memoryview(b"abc")]))

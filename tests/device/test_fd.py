@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator
 import pytest
 import trio
 
-from trio_vfio._device import FdDevice
+from trio_vfio._device import FdSink
 
 MIB = 1024 * 1024
 
@@ -44,7 +44,7 @@ async def test_a_write_to_a_full_pipe_is_ended_by_a_cancel(
 ) -> None:
     """The thread is gone when the call is, and nothing more gets into the pipe."""
     reader, writer = pipe
-    device = FdDevice(writer)
+    device = FdSink(writer)
     await device.begin()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(device.write, views(bytes(MIB)))
@@ -62,7 +62,7 @@ async def test_a_write_to_a_full_pipe_is_ended_by_an_abort(
 ) -> None:
     """Also where no cancel reaches it: the write fails with ECANCELED."""
     reader, writer = pipe
-    device = FdDevice(writer)
+    device = FdSink(writer)
     await device.begin()
     raised: list[OSError] = []
 
@@ -87,7 +87,7 @@ async def test_the_descriptor_is_left_as_it_was(
 ) -> None:
     _, writer = pipe
     os.set_blocking(writer, blocking)
-    device = FdDevice(writer)
+    device = FdSink(writer)
     await device.begin()
     assert not os.get_blocking(writer)
     await device.write(views(b"abc"))
@@ -101,20 +101,20 @@ async def test_a_cancelled_begin_changes_nothing(pipe: tuple[int, int]) -> None:
     _, writer = pipe
     with trio.CancelScope() as scope:
         scope.cancel()
-        await FdDevice(writer).begin()
+        await FdSink(writer).begin()
     assert scope.cancelled_caught
     assert os.get_blocking(writer)
 
 
 async def test_begin_with_something_that_is_no_descriptor() -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
-        await FdDevice(-1).begin()
+        await FdSink(-1).begin()
 
 
 async def test_a_device_without_space_fails_with_the_number_of_the_system() -> None:
     fd = os.open("/dev/full", os.O_WRONLY)
     try:
-        device = FdDevice(fd)
+        device = FdSink(fd)
         await device.begin()
         with pytest.raises(OSError, match="after 0 of 4096 bytes") as raised:
             await device.write(views(bytes(4096)))
@@ -128,7 +128,7 @@ async def test_a_cancel_is_seen_between_buffers() -> None:
     """The buffer that was being written when it came is written whole."""
     fd = os.memfd_create("state")
     try:
-        device = FdDevice(fd)
+        device = FdSink(fd)
         await device.begin()
         with trio.CancelScope() as scope:
 
@@ -147,7 +147,7 @@ async def test_a_cancel_is_seen_between_buffers() -> None:
 
 async def test_the_config_is_kept_beside_the_data(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
-    device = FdDevice(writer, precopy=False)
+    device = FdSink(writer, precopy=False)
     assert device.precopy is False
     await device.begin()
     await device.write(views(b"data"))
@@ -161,7 +161,7 @@ async def test_the_config_is_kept_beside_the_data(pipe: tuple[int, int]) -> None
 async def test_no_threads_are_taken_from_the_application(pipe: tuple[int, int]) -> None:
     """Nor does the device wait while the application has used up its own."""
     _, writer = pipe
-    device = FdDevice(writer)
+    device = FdSink(writer)
     limiter = trio.to_thread.current_default_thread_limiter()
     for n in range(int(limiter.total_tokens)):
         limiter.acquire_on_behalf_of_nowait(n)

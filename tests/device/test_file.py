@@ -14,7 +14,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trio_vfio._device import FileDevice, _files
+from trio_vfio._device import FileSink, _files
 
 CALLS = ["begin", "write", "load_config", "finish"]
 
@@ -23,7 +23,7 @@ def views(*buffers: bytes) -> Iterator[memoryview]:
     return iter([memoryview(buffer) for buffer in buffers])
 
 
-def call(device: FileDevice, name: str) -> Callable[[], Awaitable[None]]:
+def call(device: FileSink, name: str) -> Callable[[], Awaitable[None]]:
     """Return the call of that name, with something to give it."""
     calls: dict[str, Callable[[], Awaitable[None]]] = {
         "begin": device.begin,
@@ -34,7 +34,7 @@ def call(device: FileDevice, name: str) -> Callable[[], Awaitable[None]]:
     return calls[name]
 
 
-async def drive(device: FileDevice, calls: list[str]) -> None:
+async def drive(device: FileSink, calls: list[str]) -> None:
     for name in calls:
         await call(device, name)()
 
@@ -48,7 +48,7 @@ def modes(directory: Path) -> set[int]:
 
 
 async def test_data_and_config_get_their_names_in_finish(tmp_path: Path) -> None:
-    device = FileDevice(tmp_path / "dev")
+    device = FileSink(tmp_path / "dev")
     await drive(device, CALLS[:3])
     assert content(tmp_path) == {"dev.part": b"abcdef", "dev.config.part": b"config"}
     await device.finish()
@@ -61,7 +61,7 @@ async def test_a_path_may_be_a_string_and_relative(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    await drive(FileDevice("dev"), CALLS)
+    await drive(FileSink("dev"), CALLS)
     assert content(tmp_path) == {"dev": b"abcdef", "dev.config": b"config"}
 
 
@@ -70,7 +70,7 @@ async def test_earlier_files_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "dev").write_bytes(b"old")
     (tmp_path / "dev.config").write_bytes(b"old")
     (tmp_path / "dev.config.part").write_bytes(b"of a process that was killed")
-    await drive(FileDevice(tmp_path / "dev"), ["begin", "write", "finish"])
+    await drive(FileSink(tmp_path / "dev"), ["begin", "write", "finish"])
     assert content(tmp_path) == {"dev": b"abcdef"}
 
 
@@ -79,7 +79,7 @@ async def test_earlier_files_stay_if_it_is_aborted_before_finish(
 ) -> None:
     (tmp_path / "dev").write_bytes(b"old")
     (tmp_path / "dev.config").write_bytes(b"old")
-    device = FileDevice(tmp_path / "dev")
+    device = FileSink(tmp_path / "dev")
     await drive(device, CALLS[:3])
     await device.abort()
     assert content(tmp_path) == {"dev": b"old", "dev.config": b"old"}
@@ -93,7 +93,7 @@ async def test_what_was_left_in_the_way_is_not_written_to(tmp_path: Path) -> Non
     stale = tmp_path / "dev.config.part"
     stale.write_bytes(b"stale")
     stale.chmod(0o666)
-    await drive(FileDevice(tmp_path / "dev"), CALLS)
+    await drive(FileSink(tmp_path / "dev"), CALLS)
     assert elsewhere.read_bytes() == b"not ours"
     assert not (tmp_path / "dev").is_symlink()
     assert stat.S_IMODE((tmp_path / "dev.config").stat().st_mode) == 0o600
@@ -101,7 +101,7 @@ async def test_what_was_left_in_the_way_is_not_written_to(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("count", range(1, 5))
 async def test_abort_after_each_call_leaves_nothing(tmp_path: Path, count: int) -> None:
-    device = FileDevice(tmp_path / "dev")
+    device = FileSink(tmp_path / "dev")
     await drive(device, CALLS[:count])
     assert content(tmp_path)
     await device.abort()
@@ -113,7 +113,7 @@ async def test_a_cancel_before_each_call_leaves_nothing(
     tmp_path: Path, count: int
 ) -> None:
     """The call is not made; what went before it goes with the abort."""
-    device = FileDevice(tmp_path / "dev")
+    device = FileSink(tmp_path / "dev")
     await drive(device, CALLS[:count])
     before = content(tmp_path)
     with trio.CancelScope() as scope:
@@ -127,7 +127,7 @@ async def test_a_cancel_before_each_call_leaves_nothing(
 
 
 async def test_a_cancel_during_a_write_leaves_nothing(tmp_path: Path) -> None:
-    device = FileDevice(tmp_path / "dev")
+    device = FileSink(tmp_path / "dev")
     await device.begin()
     with trio.CancelScope() as scope:
 
@@ -145,7 +145,7 @@ async def test_a_cancel_during_a_write_leaves_nothing(tmp_path: Path) -> None:
 
 async def test_begin_fails_without_a_directory(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        await FileDevice(tmp_path / "missing" / "dev").begin()
+        await FileSink(tmp_path / "missing" / "dev").begin()
     assert content(tmp_path) == {}
 
 
@@ -154,7 +154,7 @@ async def test_begin_fails_with_before_open(tmp_path: Path) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
     with pytest.raises(OSError, match="Read-only"):
-        await FileDevice(tmp_path / "dev", before_open=refuse).begin()
+        await FileSink(tmp_path / "dev", before_open=refuse).begin()
     assert content(tmp_path) == {}
 
 
@@ -163,7 +163,7 @@ async def test_a_write_that_fails_leaves_nothing_after_abort(tmp_path: Path) -> 
         yield memoryview(b"first")
         raise OSError(errno.EIO, "Input/output error")
 
-    device = FileDevice(tmp_path / "dev")
+    device = FileSink(tmp_path / "dev")
     await device.begin()
     with pytest.raises(OSError, match="Input/output"):
         await device.write(buffers())
@@ -177,7 +177,7 @@ async def test_a_config_that_does_not_get_to_disk_leaves_no_file(
     def fsync(fd: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    device = FileDevice(tmp_path / "dev")
+    device = FileSink(tmp_path / "dev")
     await drive(device, ["begin", "write"])
     # A file system cannot be told to fail here without a device mapper.
     monkeypatch.setattr(_files, "os", SimpleNamespace(**{**vars(os), "fsync": fsync}))
@@ -193,7 +193,7 @@ async def test_a_finish_that_fails_half_way_leaves_nothing_after_abort(
 ) -> None:
     """The config had its name already when the data could not get its own."""
     in_the_way = tmp_path / "dev"
-    device = FileDevice(tmp_path / "dev")
+    device = FileSink(tmp_path / "dev")
     await drive(device, CALLS[:3])
     in_the_way.mkdir()
     with pytest.raises(IsADirectoryError):
@@ -206,7 +206,7 @@ async def test_a_finish_that_fails_half_way_leaves_nothing_after_abort(
 
 async def test_abort_removes_what_it_can(tmp_path: Path) -> None:
     """A file that cannot be removed does not keep the others, and is not hidden."""
-    device = FileDevice(tmp_path / "dev")
+    device = FileSink(tmp_path / "dev")
     await drive(device, CALLS[:2])
     (tmp_path / "dev.config.part").mkdir()
     with pytest.raises(IsADirectoryError):
@@ -224,7 +224,7 @@ async def test_abort_waits_for_a_begin_that_is_under_way(tmp_path: Path) -> None
         assert release.wait(10)
 
     removed: list[bool] = []
-    device = FileDevice(
+    device = FileSink(
         tmp_path / "dev",
         before_open=before_open,
         before_remove=lambda: removed.append((tmp_path / "dev.part").exists()),
@@ -241,7 +241,7 @@ async def test_abort_waits_for_a_begin_that_is_under_way(tmp_path: Path) -> None
 
 async def test_abort_ends_a_write_that_is_under_way(tmp_path: Path) -> None:
     """It is seen to end before the descriptor is closed."""
-    device = FileDevice(tmp_path / "dev")
+    device = FileSink(tmp_path / "dev")
     await device.begin()
     under_way = trio.Event()
     aborting = threading.Event()
@@ -271,7 +271,7 @@ async def test_a_write_after_the_end_does_not_go_to_another_file(
     tmp_path: Path,
 ) -> None:
     """The number of the descriptor may be in use again by then."""
-    device = FileDevice(tmp_path / "dev")
+    device = FileSink(tmp_path / "dev")
     await drive(device, CALLS)
     with pytest.raises(OSError, match="Bad file descriptor"):
         await device.write(views(b"abc"))

@@ -13,7 +13,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_vfio import Pending
-from trio_vfio._device import FileDevice, FileSource
+from trio_vfio._device import FileSink, FileSource
 
 DATA = bytes(range(256)) * 10
 CONFIG = b"config blob"
@@ -73,7 +73,7 @@ async def stopped(source: FileSource) -> FileSource:
 
 
 async def test_what_a_file_device_kept_is_given_back(tmp_path: Path) -> None:
-    device = FileDevice(tmp_path / "dev")
+    device = FileSink(tmp_path / "dev")
     await device.begin()
     await device.write(iter([memoryview(DATA)]))
     await device.load_config(CONFIG)

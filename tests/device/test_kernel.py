@@ -10,10 +10,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from trio_vfio import KernelDevice, KernelSource, run_devices
+from trio_vfio import VfioSink, VfioSource, run_devices
 
-DEVICES = (KernelDevice, KernelSource)
-Either = type[KernelDevice] | type[KernelSource]
+DEVICES = (VfioSink, VfioSource)
+Either = type[VfioSink] | type[VfioSource]
 
 
 @pytest.mark.parametrize("kind", DEVICES)
@@ -85,7 +85,7 @@ async def test_a_cancel_before_all_answer(autojump_clock: MockClock) -> None:
 
 
 async def test_a_device_that_is_not_open() -> None:
-    device = KernelDevice("0000:01:00.1")
+    device = VfioSink("0000:01:00.1")
     assert device.precopy is None
     assert device.config is None
     with pytest.raises(OSError, match="not open"):

@@ -22,7 +22,7 @@ from trio.testing import active_thread_count
 
 from trio_vfio import (
     DeviceError,
-    FdDevice,
+    FdSink,
     Incoming,
     MigrationFailed,
     TraceEvent,
@@ -89,7 +89,7 @@ class Sink:
 
     precopy: bool | None = False
 
-    def __init__(self, device: FdDevice) -> None:
+    def __init__(self, device: FdSink) -> None:
         self.device = device
         self.begin, self.write = device.begin, device.write
         self.load_config, self.finish = device.load_config, device.finish
@@ -144,7 +144,7 @@ async def test_it_is_the_one_that_brings_it(
     writes.fd = memfd
     writes.door.set()
     events: list[TraceEvent] = []
-    async with waiting(tmp_path, Sink(FdDevice(memfd)), events.append) as (
+    async with waiting(tmp_path, Sink(FdSink(memfd)), events.append) as (
         incoming,
         source,
     ):
@@ -184,7 +184,7 @@ async def test_it_is_not_for_what_may_let_a_thread_wait(
     here, there = os.pipe()
     writes.fd = there
     try:
-        async with waiting(tmp_path, Sink(FdDevice(there))) as (incoming, source):
+        async with waiting(tmp_path, Sink(FdSink(there))) as (incoming, source):
             await source.packets(1, data_packet(A, 1, b"1"), config_packet(A, 2))
             await source.end()
             await source.close()
@@ -210,7 +210,7 @@ async def test_a_refusal_is_the_device_s(
     writes.door.set()
     if not at_once:
         monkeypatch.setattr(_writing, "QUICK", 0)
-    sink = Sink(FdDevice(memfd))
+    sink = Sink(FdSink(memfd))
     with pytest.raises(MigrationFailed) as failed:
         async with waiting(tmp_path, sink) as (incoming, source):
             fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
@@ -241,7 +241,7 @@ async def test_a_cancel_waits_for_it(
     # The device's own thread sees that it was cancelled when this has passed.
     monkeypatch.setattr(_loader, "PATIENCE", 1.5)
     writes.fd = memfd
-    sink = Sink(FdDevice(memfd))
+    sink = Sink(FdSink(memfd))
     ended = trio.Event()
     begun = trio.Event()
     scope = trio.CancelScope()
@@ -280,7 +280,7 @@ async def test_a_device_that_is_slow_writes_for_itself(
     monkeypatch.setattr(_loader, "PATIENCE", LONG)
     monkeypatch.setattr(_writing, "QUICK", 0)
     writes.fd = memfd
-    async with waiting(tmp_path, Sink(FdDevice(memfd))) as (incoming, source):
+    async with waiting(tmp_path, Sink(FdSink(memfd))) as (incoming, source):
         await source.packets(1, data_packet(A, 1, b"1"), config_packet(A, 2))
         await source.end()
         await source.close()

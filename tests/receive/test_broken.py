@@ -27,7 +27,7 @@ from trio_vfio._link._address import connect, listening, parse_address
 from trio_vfio._wire._return_path import ReturnPathType
 from trio_vfio.testing import (
     ScriptedSource,
-    SimulatedDevice,
+    SimulatedSink,
     data_packet,
     link,
     state_packets,
@@ -51,7 +51,7 @@ def to(incoming: Incoming) -> Callable[[], Awaitable[trio.abc.Stream]]:
 
 @asynccontextmanager
 async def migration(
-    device: SimulatedDevice, faults: list[str]
+    device: SimulatedSink, faults: list[str]
 ) -> AsyncIterator[tuple[ScriptedSource, Incoming]]:
     """Open both sides of a migration; collect what it fails with."""
     source: ScriptedSource | None = None
@@ -69,7 +69,7 @@ async def migration(
 
 async def test_main_breaks() -> None:
     faults: list[str] = []
-    async with migration(SimulatedDevice(), faults) as (source, incoming):
+    async with migration(SimulatedSink(), faults) as (source, incoming):
         await source.begin(A)
         await incoming.devices[A].state.wait_value(
             lambda _: incoming.result().channels != ()
@@ -82,7 +82,7 @@ async def test_main_breaks() -> None:
 
 async def test_a_channel_breaks_inside_a_packet() -> None:
     faults: list[str] = []
-    async with migration(SimulatedDevice(), faults) as (source, _):
+    async with migration(SimulatedSink(), faults) as (source, _):
         await source.begin(A)
         await source.packets(1, data_packet(A, 0, b"data")[:-1])
         await reset(source.channels[1])
@@ -92,7 +92,7 @@ async def test_a_channel_breaks_inside_a_packet() -> None:
 async def test_a_channel_that_breaks_between_packets_has_ended() -> None:
     """Whether all has come is known by what has come."""
     faults: list[str] = []
-    device = SimulatedDevice()
+    device = SimulatedSink()
     async with migration(device, faults) as (source, incoming):
         await source.begin(A)
         await source.switch_over()
@@ -124,7 +124,7 @@ class FullListener(trio.abc.Listener[trio.abc.Stream]):
 async def test_a_machine_that_is_out_of_descriptors_is_waited_for(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    device = SimulatedDevice()
+    device = SimulatedSink()
     connect_to_it, (inner,) = link()
     full = FullListener(inner, [errno.EMFILE, errno.ECONNABORTED])
     async with open_incoming([full], {A: device}) as incoming:
@@ -149,7 +149,7 @@ async def test_a_listener_that_fails_otherwise_is_a_mistake(
     _, (inner,) = link()
     full = FullListener(inner, [errno.EINVAL])
     with pytest.RaisesGroup(OSError, flatten_subgroups=True):
-        async with open_incoming([full], {A: SimulatedDevice()}) as incoming:
+        async with open_incoming([full], {A: SimulatedSink()}) as incoming:
             await incoming.wait_complete()
 
 
@@ -186,7 +186,7 @@ async def test_who_comes_after_the_end_is_turned_away(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     connect_to_it, there = link()
-    async with open_incoming(there, {A: SimulatedDevice()}) as incoming:
+    async with open_incoming(there, {A: SimulatedSink()}) as incoming:
         source = await ScriptedSource.connect(connect_to_it)
         await source.begin(A, return_path=True)
         await source.switch_over()
@@ -204,7 +204,7 @@ async def test_a_cancel_leaves_no_descriptor() -> None:
     """All connections are closed, not only the first."""
     before = sorted(os.listdir("/proc/self/fd"))
     with trio.CancelScope() as scope:
-        async with open_incoming("tcp:127.0.0.1:0", {A: SimulatedDevice()}) as incoming:
+        async with open_incoming("tcp:127.0.0.1:0", {A: SimulatedSink()}) as incoming:
             source = await ScriptedSource.connect(to(incoming), channels=4)
             await source.begin(A, return_path=True)
             await incoming.devices[A].state.wait_value(DeviceState.SETUP)
@@ -218,7 +218,7 @@ async def test_a_cancel_leaves_no_descriptor() -> None:
 @pytest.mark.parametrize("how", ["closed", "shut down both ways"])
 async def test_a_source_that_leaves_before_it_is_told(how: str) -> None:
     """TCP takes the last word all the same, but its reset says who did not hear."""
-    device = SimulatedDevice(seconds_per_call=0.05)
+    device = SimulatedSink(seconds_per_call=0.05)
     with pytest.raises(MigrationFailed) as failed:
         async with open_incoming("tcp:127.0.0.1:0", {A: device}) as incoming:
             source = await ScriptedSource.connect(to(incoming))
@@ -243,7 +243,7 @@ async def test_a_source_that_leaves_before_it_is_told(how: str) -> None:
 @pytest.mark.parametrize("fails", [False, True])
 async def test_a_source_that_cannot_be_told_finds_main_broken(fails: bool) -> None:
     """To close it is all that a destination without a return path says of success."""
-    device = SimulatedDevice(fails={"finish": errno.EIO} if fails else {})
+    device = SimulatedSink(fails={"finish": errno.EIO} if fails else {})
     ended = False
     with suppress(MigrationFailed):
         async with open_incoming("tcp:127.0.0.1:0", {A: device}) as incoming:
@@ -263,7 +263,7 @@ async def test_a_source_that_cannot_be_told_finds_main_broken(fails: bool) -> No
 
 
 async def test_a_source_that_only_stops_talking_is_told(tmp_path: Path) -> None:
-    device = SimulatedDevice()
+    device = SimulatedSink()
     async with open_incoming(f"unix:{tmp_path}/s", {A: device}) as incoming:
         source = await ScriptedSource.connect(to(incoming))
         await source.begin(A, return_path=True)
@@ -286,7 +286,7 @@ async def test_a_caller_that_closes_its_own_streams(autojump_clock: MockClock) -
         faults: list[str] = []
         try:
             async with open_incoming(
-                [pair[1] for pair in pairs], {A: SimulatedDevice()}
+                [pair[1] for pair in pairs], {A: SimulatedSink()}
             ) as incoming:
                 source = await ScriptedSource.connect(partial(_next, ours), channels=1)
                 await source.begin(A, return_path=True)
@@ -314,7 +314,7 @@ async def test_a_source_that_is_killed_is_one_fault(
     ours: list[trio.abc.Stream] = [pair[0] for pair in pairs]
     with pytest.raises(MigrationFailed) as failed:
         async with open_incoming(
-            [pair[1] for pair in pairs], {A: SimulatedDevice()}
+            [pair[1] for pair in pairs], {A: SimulatedSink()}
         ) as incoming:
             source = await ScriptedSource.connect(
                 partial(_next, ours), channels=channels

@@ -28,7 +28,7 @@ from trio_vfio import (
 from trio_vfio._wire._return_path import ReturnPathType
 from trio_vfio.testing import (
     ScriptedSource,
-    SimulatedDevice,
+    SimulatedSink,
     link,
     state_packets,
 )
@@ -70,7 +70,7 @@ class Told:
 
 async def cancelled_at(
     stage: Callable[[ScriptedSource], Awaitable[None]],
-    device: SimulatedDevice,
+    device: SimulatedSink,
     seconds: float,
     *,
     grace: float | None = 10,
@@ -116,7 +116,7 @@ async def before_start(source: ScriptedSource) -> None:
     await source.packets(0, *state_packets(A, [b"a"]))
 
 
-def names(device: SimulatedDevice) -> list[str]:
+def names(device: SimulatedSink) -> list[str]:
     """Return the calls of *device*, in order."""
     return [call.name for call in device.calls]
 
@@ -125,7 +125,7 @@ async def test_cancel_while_the_loader_waits_for_a_packet(
     autojump_clock: MockClock,
 ) -> None:
     """It leaves at once: nothing has to be seen to end."""
-    device = SimulatedDevice(seconds_per_call=2)
+    device = SimulatedSink(seconds_per_call=2)
     ended, told, _ = await cancelled_at(idle, device, 3)
     assert (ended, told, device.aborted_at) == (3, 3, 3)
     assert names(device) == ["begin", "abort"]
@@ -133,7 +133,7 @@ async def test_cancel_while_the_loader_waits_for_a_packet(
 
 async def test_cancel_before_the_switchover(autojump_clock: MockClock) -> None:
     """What is queued is dropped; the device has begun, so it is aborted."""
-    device = SimulatedDevice(seconds_per_call=2)
+    device = SimulatedSink(seconds_per_call=2)
     ended, told, _ = await cancelled_at(before_start, device, 3)
     assert (ended, told) == (3, 3)
     assert names(device) == ["begin", "abort"]
@@ -141,7 +141,7 @@ async def test_cancel_before_the_switchover(autojump_clock: MockClock) -> None:
 
 async def test_cancel_with_a_write_in_flight(autojump_clock: MockClock) -> None:
     """The write is waited for, the source is told meanwhile, no buffer follows."""
-    device = SimulatedDevice(seconds_per_call=2)
+    device = SimulatedSink(seconds_per_call=2)
     ended, told, incoming = await cancelled_at(loading, device, 3)
     assert told == 3
     assert ended == device.aborted_at == 4
@@ -152,7 +152,7 @@ async def test_cancel_with_a_write_in_flight(autojump_clock: MockClock) -> None:
 
 async def test_cancel_during_config(autojump_clock: MockClock) -> None:
     """The config is waited for, and the state never accepted."""
-    device = SimulatedDevice(seconds_per_call=2)
+    device = SimulatedSink(seconds_per_call=2)
     ended, told, _ = await cancelled_at(loading, device, 7)
     assert (ended, told, device.aborted_at) == (8, 7, 8)
     assert names(device)[-2:] == ["load_config", "abort"]
@@ -163,7 +163,7 @@ async def test_cancel_with_a_write_that_only_abort_ends(
     autojump_clock: MockClock,
 ) -> None:
     """The device gets its grace, then one abort; the write's error is its echo."""
-    device = SimulatedDevice(hangs_in="write")
+    device = SimulatedSink(hangs_in="write")
     ended, told, _ = await cancelled_at(loading, device, 3)
     assert (ended, told, device.aborted_at) == (13, 3, 13)
     assert names(device) == ["begin", "write", "abort"]
@@ -173,7 +173,7 @@ async def test_cancel_with_a_call_that_outlasts_even_abort(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A thread cannot be left behind: the wait goes on and says so."""
-    device = SimulatedDevice(hangs_in="load_config", seconds_after_abort=25)
+    device = SimulatedSink(hangs_in="load_config", seconds_after_abort=25)
     with caplog.at_level(logging.WARNING, "trio_vfio"):
         ended, _, _ = await cancelled_at(loading, device, 3)
     assert ended == 3 + 10 + 25
@@ -183,14 +183,14 @@ async def test_cancel_with_a_call_that_outlasts_even_abort(
 
 async def test_without_a_grace_a_call_is_waited_for(autojump_clock: MockClock) -> None:
     """``device_grace=None``: the abort comes only once the call has ended."""
-    device = SimulatedDevice(seconds_per_call=100)
+    device = SimulatedSink(seconds_per_call=100)
     ended, told, _ = await cancelled_at(loading, device, 3, grace=None)
     assert (ended, told, device.aborted_at) == (100, 3, 100)
 
 
 async def test_cancel_while_the_device_begins(autojump_clock: MockClock) -> None:
     """A device that hangs before it is ready can be aborted too."""
-    device = SimulatedDevice(hangs_in="begin")
+    device = SimulatedSink(hangs_in="begin")
     ended, told, _ = await cancelled_at(before_start, device, 3)
     assert (ended, told) == (13, 3)
     assert names(device) == ["begin", "abort"]
@@ -199,10 +199,10 @@ async def test_cancel_while_the_device_begins(autojump_clock: MockClock) -> None
 async def test_one_device_of_four_fails(autojump_clock: MockClock) -> None:
     """The siblings stop at their next buffer; the completed one is aborted too."""
     devices = {
-        A: SimulatedDevice(seconds_per_call=2),
-        B: SimulatedDevice(seconds_per_call=5),
-        C: SimulatedDevice(seconds_per_call=6, fails={"write": errno.ENOSPC}),
-        D: SimulatedDevice(seconds_per_call=1),
+        A: SimulatedSink(seconds_per_call=2),
+        B: SimulatedSink(seconds_per_call=5),
+        C: SimulatedSink(seconds_per_call=6, fails={"write": errno.ENOSPC}),
+        D: SimulatedSink(seconds_per_call=1),
     }
     connect, there = link()
     told = Told()
@@ -240,9 +240,9 @@ async def test_faults_that_come_before_a_device_is_aborted_join_the_group(
     autojump_clock: MockClock,
 ) -> None:
     devices = {
-        A: SimulatedDevice(seconds_per_call=1, fails={"write": errno.EIO}),
-        B: SimulatedDevice(seconds_per_call=5, fails={"write": errno.ENODEV}),
-        C: SimulatedDevice(hangs_in="write"),
+        A: SimulatedSink(seconds_per_call=1, fails={"write": errno.EIO}),
+        B: SimulatedSink(seconds_per_call=5, fails={"write": errno.ENODEV}),
+        C: SimulatedSink(hangs_in="write"),
     }
     connect, there = link()
     with pytest.raises(MigrationFailed) as failed:
@@ -294,7 +294,7 @@ async def test_each_call_that_fails_is_named(
 
 async def test_an_abort_that_fails_is_a_fault_too(autojump_clock: MockClock) -> None:
     """The device is in an unknown state then, which its user must hear."""
-    device = SimulatedDevice(fails={"write": errno.EIO, "abort": errno.ENXIO})
+    device = SimulatedSink(fails={"write": errno.EIO, "abort": errno.ENXIO})
     connect, there = link()
     with pytest.raises(MigrationFailed) as failed:
         async with open_incoming(there, {A: device}) as incoming:
@@ -342,7 +342,7 @@ async def test_a_device_with_tasks_of_its_own_may_fail_and_be_cancelled_at_once(
 
     connect, there = link()
     with pytest.raises(MigrationFailed) as failed:
-        sinks: dict[str, StateSink] = {A: Busy(), B: SimulatedDevice()}
+        sinks: dict[str, StateSink] = {A: Busy(), B: SimulatedSink()}
         async with open_incoming(there, sinks) as incoming:
             source = await ScriptedSource.connect(connect, channels=1)
             await source.begin(A)
@@ -358,7 +358,7 @@ async def test_what_the_block_raises_leaves_as_it_is(
     autojump_clock: MockClock,
 ) -> None:
     """Bare, with its own type, after all devices were aborted."""
-    device = SimulatedDevice(seconds_per_call=2)
+    device = SimulatedSink(seconds_per_call=2)
     connect, there = link()
     with pytest.raises(KeyError, match="mine"):
         async with open_incoming(there, {A: device}):
@@ -371,7 +371,7 @@ async def test_what_the_block_raises_leaves_as_it_is(
 
 
 async def test_leaving_the_block_early_aborts(autojump_clock: MockClock) -> None:
-    device = SimulatedDevice(seconds_per_call=2)
+    device = SimulatedSink(seconds_per_call=2)
     connect, there = link()
     async with open_incoming(there, {A: device}) as incoming:
         source = await ScriptedSource.connect(connect)
@@ -384,7 +384,7 @@ async def test_leaving_the_block_early_aborts(autojump_clock: MockClock) -> None
 
 async def test_before_shut_has_the_last_word(autojump_clock: MockClock) -> None:
     """If it raises, the source hears of failure and every device is aborted."""
-    device = SimulatedDevice()
+    device = SimulatedSink()
     connect, there = link()
 
     async def refuse(result: object) -> None:
@@ -407,7 +407,7 @@ async def test_a_source_that_cannot_hear_of_success_makes_it_a_failure(
     autojump_clock: MockClock,
 ) -> None:
     """It resumes its guest, so the device must not run here as well."""
-    device = SimulatedDevice(seconds_per_call=1)
+    device = SimulatedSink(seconds_per_call=1)
     connect, there = link()
     with pytest.raises(MigrationFailed) as failed:
         async with open_incoming(there, {A: device}) as incoming:
@@ -426,7 +426,7 @@ async def test_after_success_nothing_fails_the_migration(
     autojump_clock: MockClock,
 ) -> None:
     """Neither garbage on a channel nor leaving the block by an exception."""
-    device = SimulatedDevice()
+    device = SimulatedSink()
     connect, there = link()
     with pytest.raises(KeyError):
         async with open_incoming(there, {A: device}) as incoming:
@@ -446,7 +446,7 @@ async def test_a_fault_cancels_a_block_that_waits_for_something_else(
 ) -> None:
     connect, there = link()
     with pytest.raises(MigrationFailed):
-        async with open_incoming(there, {A: SimulatedDevice()}):
+        async with open_incoming(there, {A: SimulatedSink()}):
             source = await ScriptedSource.connect(connect)
             await source.packets(0, b"garbage" * 100)
             await source.begin(A)
@@ -458,7 +458,7 @@ async def test_wait_complete_after_the_block_was_left(
 ) -> None:
     """Without a fault there is still a reason."""
     _, there = link()
-    async with open_incoming(there, {A: SimulatedDevice()}) as incoming:
+    async with open_incoming(there, {A: SimulatedSink()}) as incoming:
         pass
     with pytest.raises(MigrationFailed) as failed:
         await incoming.wait_complete()
@@ -472,7 +472,7 @@ async def test_a_block_that_falls_over_the_cancel_does_not_hide_the_fault(
 ) -> None:
     connect, there = link()
     with pytest.raises(ValueError, match="cleanup") as raised:
-        async with open_incoming(there, {A: SimulatedDevice()}) as incoming:
+        async with open_incoming(there, {A: SimulatedSink()}) as incoming:
             source = await ScriptedSource.connect(connect)
             await source.main.send_all(b"QEVM\0\0\0\2")
             try:
@@ -512,7 +512,7 @@ async def test_an_abort_that_ends_a_write_without_an_error_is_no_fault(
 async def test_without_any_grace_the_waiting_is_still_reported_slowly(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    device = SimulatedDevice(hangs_in="write", seconds_after_abort=2.5)
+    device = SimulatedSink(hangs_in="write", seconds_after_abort=2.5)
     ended, _, _ = await cancelled_at(loading, device, 3, grace=0)
     assert (ended, device.aborted_at) == (5.5, 3)
     assert len(caplog.messages) == 2
@@ -527,7 +527,7 @@ async def test_before_shut_may_take_its_time(autojump_clock: MockClock) -> None:
 
     deadlines = Deadlines(silence=1, switchover=1)
     async with open_incoming(
-        there, {A: SimulatedDevice()}, before_shut=slow, deadlines=deadlines
+        there, {A: SimulatedSink()}, before_shut=slow, deadlines=deadlines
     ) as incoming:
         source = await ScriptedSource.connect(connect, channels=1)
         await source.begin(A, return_path=True)
@@ -550,7 +550,7 @@ async def test_a_fault_during_before_shut_is_what_is_reported(
 
     with pytest.raises(MigrationFailed) as failed:
         async with open_incoming(
-            there, {A: SimulatedDevice()}, before_shut=falls_over
+            there, {A: SimulatedSink()}, before_shut=falls_over
         ) as incoming:
             source = await ScriptedSource.connect(connect, channels=1)
             await source.begin(A, return_path=True)
@@ -567,7 +567,7 @@ async def test_wait_complete_raises_where_the_cancel_does_not_reach(
 ) -> None:
     connect, there = link()
     with pytest.raises(MigrationFailed) as outside:
-        async with open_incoming(there, {A: SimulatedDevice()}) as incoming:
+        async with open_incoming(there, {A: SimulatedSink()}) as incoming:
             source = await ScriptedSource.connect(connect)
             await source.main.send_all(b"QEVM\0\0\0\2")
             with trio.CancelScope(shield=True):
@@ -584,7 +584,7 @@ async def test_a_mistake_in_a_device_is_not_hidden(autojump_clock: MockClock) ->
         def precopy(self) -> bool | None:
             raise ZeroDivisionError
 
-    device = SimulatedDevice()
+    device = SimulatedSink()
     connect, there = link()
     sinks: dict[str, StateSink] = {A: device}
 
@@ -606,7 +606,7 @@ async def test_what_the_block_raises_with_a_cancel_from_outside(
 ) -> None:
     _, there = link()
     with pytest.raises(ValueError), trio.move_on_after(1):
-        async with open_incoming(there, {A: SimulatedDevice()}):
+        async with open_incoming(there, {A: SimulatedSink()}):
             try:
                 await trio.sleep_forever()
             finally:
@@ -687,7 +687,7 @@ async def test_a_cancel_that_comes_with_the_last_word_comes_too_late(
     autojump_clock: MockClock, pairs: list[tuple[trio.abc.Stream, trio.abc.Stream]]
 ) -> None:
     """The source has let go, so the devices are kept, whatever the block does."""
-    device = SimulatedDevice()
+    device = SimulatedSink()
 
     async def cancel() -> None:
         scope.cancel()
@@ -712,7 +712,7 @@ async def test_a_fault_that_comes_with_the_last_word_comes_too_late(
     autojump_clock: MockClock, pairs: list[tuple[trio.abc.Stream, trio.abc.Stream]]
 ) -> None:
     """Neither the block nor the devices hear of it."""
-    device = SimulatedDevice()
+    device = SimulatedSink()
 
     async def fail() -> None:
         await source.packets(0, b"garbage" * 100)
@@ -732,7 +732,7 @@ async def test_a_last_word_that_cannot_be_said_leaves_every_fault(
     autojump_clock: MockClock, pairs: list[tuple[trio.abc.Stream, trio.abc.Stream]]
 ) -> None:
     """The source does not take it in time, so it has not let go."""
-    device = SimulatedDevice()
+    device = SimulatedSink()
 
     async def fail() -> None:
         await source.packets(0, b"garbage" * 100)
@@ -755,7 +755,7 @@ async def test_a_source_that_is_killed_at_the_last_word_is_one_fault(
     autojump_clock: MockClock, pairs: list[tuple[trio.abc.Stream, trio.abc.Stream]]
 ) -> None:
     """Whoever reads notices it, and so does whoever has the word to say."""
-    device = SimulatedDevice()
+    device = SimulatedSink()
 
     async def fail() -> None:
         broken.set()

@@ -22,7 +22,7 @@ from trio_vfio import (
 )
 from trio_vfio._capture._player import play
 from trio_vfio._link._address import connect, parse_address
-from trio_vfio.testing import SimulatedDevice
+from trio_vfio.testing import SimulatedSink
 
 from ..captures_data import CAPTURES, COMPLETE, CaptureFiles, capture
 
@@ -37,8 +37,8 @@ async def receive(
         connect_to_it = partial(connect, parse_address(address))
         heard.append(await play(files.directory, connect_to_it, piece=piece))
 
-    def sink(idstr: str, instance_id: int) -> SimulatedDevice:
-        return SimulatedDevice()
+    def sink(idstr: str, instance_id: int) -> SimulatedSink:
+        return SimulatedSink()
 
     async with open_incoming(
         where, sink, digests=True, deadlines=Deadlines(silence=5)

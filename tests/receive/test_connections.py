@@ -18,7 +18,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from trio_vfio import Deadlines, DeviceState, MigrationFailed, open_incoming
 from trio_vfio._link._address import connect as connect_to, parse_address
 from trio_vfio._wire._multifd import InitialPacket
-from trio_vfio.testing import ScriptedSource, SimulatedDevice, link, state_packets
+from trio_vfio.testing import ScriptedSource, SimulatedSink, link, state_packets
 
 A = "0000:00:04.0/vfio"
 
@@ -35,7 +35,7 @@ async def finish(source: ScriptedSource) -> None:
 
 
 async def test_main_may_come_last(autojump_clock: MockClock) -> None:
-    device = SimulatedDevice()
+    device = SimulatedSink()
     connect, there = link()
     async with open_incoming(there, {A: device}) as incoming:
         channels = [await connect() for _ in range(2)]
@@ -70,7 +70,7 @@ async def test_who_is_no_peer_is_dropped_and_only_that(
     first: bytes,
     why: str,
 ) -> None:
-    device = SimulatedDevice()
+    device = SimulatedSink()
     connect, there = link()
     with caplog.at_level(logging.WARNING, "trio_vfio"):
         async with open_incoming(there, {A: device}) as incoming:
@@ -101,7 +101,7 @@ async def test_who_says_nothing_is_dropped_in_time(
     """The handshake deadline costs that connection only."""
     connect, there = link()
     deadlines = Deadlines(handshake=5)
-    device = SimulatedDevice()
+    device = SimulatedSink()
     async with open_incoming(there, {A: device}, deadlines=deadlines) as incoming:
         stranger = await connect()
         await trio.sleep(1)
@@ -118,7 +118,7 @@ async def test_too_many_that_say_nothing(
 ) -> None:
     monkeypatch.setattr("trio_vfio._receive._connections.MAX_HANDSHAKES", 3)
     connect, there = link()
-    async with open_incoming(there, {A: SimulatedDevice()}):
+    async with open_incoming(there, {A: SimulatedSink()}):
         silent = [await connect() for _ in range(3)]
         one_more = await connect()
         assert await one_more.receive_some() == b""
@@ -130,7 +130,7 @@ async def test_channels_without_a_main_channel(autojump_clock: MockClock) -> Non
     """A source that is there must not keep us waiting for its main channel."""
     connect, there = link()
     with pytest.raises(MigrationFailed) as failed:
-        async with open_incoming(there, {A: SimulatedDevice()}) as incoming:
+        async with open_incoming(there, {A: SimulatedSink()}) as incoming:
             await ScriptedSource.connect(connect)
             main = await connect()
             await trio.sleep(5)
@@ -146,7 +146,7 @@ async def test_all_connections_gone_without_a_main_channel(
 ) -> None:
     connect, there = link()
     with pytest.raises(MigrationFailed) as failed:
-        async with open_incoming(there, {A: SimulatedDevice()}) as incoming:
+        async with open_incoming(there, {A: SimulatedSink()}) as incoming:
             for channel_id in 0, 1:
                 stream = await connect()
                 await stream.send_all(InitialPacket(channel_id=channel_id).encode())
@@ -174,7 +174,7 @@ async def test_first_connection_deadline(autojump_clock: MockClock) -> None:
 async def test_switchover_deadline(autojump_clock: MockClock) -> None:
     """The guest stands still meanwhile, so failing is better than waiting."""
     connect, there = link()
-    device = SimulatedDevice(seconds_per_call=4)
+    device = SimulatedSink(seconds_per_call=4)
     deadlines = Deadlines(switchover=6, silence=None)
     with pytest.raises(MigrationFailed) as failed:
         async with open_incoming(there, {A: device}, deadlines=deadlines) as incoming:
@@ -195,7 +195,7 @@ async def test_silence_counts_from_the_last_byte_or_device_call(
     autojump_clock: MockClock,
 ) -> None:
     connect, there = link()
-    device = SimulatedDevice(seconds_per_call=50)
+    device = SimulatedSink(seconds_per_call=50)
     with pytest.raises(MigrationFailed):
         async with open_incoming(there, {A: device}) as incoming:
             source = await ScriptedSource.connect(connect)
@@ -215,7 +215,7 @@ def test_deadlines_are_positive(value: float) -> None:
 
 
 async def test_tcp_ipv4_and_ipv6_on_one_port() -> None:
-    device = SimulatedDevice()
+    device = SimulatedSink()
     async with open_incoming("tcp:[::]:0", {A: device}) as incoming:
         (address,) = incoming.addresses
         port = int(address.rpartition(":")[2])
@@ -235,7 +235,7 @@ async def test_tcp_ipv4_and_ipv6_on_one_port() -> None:
 
 async def test_a_unix_socket_is_private_and_leaves_no_file(tmp_path: Path) -> None:
     path = tmp_path / "socket"
-    device = SimulatedDevice()
+    device = SimulatedSink()
     old = os.umask(0)
     try:
         async with open_incoming(f"unix:{path}", {A: device}) as incoming:
@@ -263,7 +263,7 @@ async def test_an_address_that_is_taken_is_named() -> None:
 
 async def test_listeners_that_the_caller_opened_stay_open() -> None:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    device = SimulatedDevice()
+    device = SimulatedSink()
     async with open_incoming([listener], {A: device}) as incoming:
 
         async def connect() -> trio.abc.Stream:
@@ -278,7 +278,7 @@ async def test_listeners_that_the_caller_opened_stay_open() -> None:
 async def test_a_listener_that_closes_ends_only_the_listening(
     autojump_clock: MockClock,
 ) -> None:
-    device = SimulatedDevice()
+    device = SimulatedSink()
     connect, there = link()
     async with open_incoming(there, {A: device}) as incoming:
         source = await ScriptedSource.connect(connect)
@@ -308,7 +308,7 @@ async def test_tls_on_all_channels(
 ) -> None:
     """Both sides prove themselves; who cannot is dropped."""
     server, client = contexts
-    device = SimulatedDevice()
+    device = SimulatedSink()
     async with open_incoming(
         "tcp:127.0.0.1:0", {A: device}, ssl_context=server
     ) as incoming:
@@ -340,7 +340,7 @@ async def test_tls_that_ends_without_a_close_alert_was_cut(
     opened: list[trio.SSLStream[trio.SocketStream]] = []
     with pytest.raises(MigrationFailed) as failed:
         async with open_incoming(
-            "tcp:127.0.0.1:0", {A: SimulatedDevice()}, ssl_context=server
+            "tcp:127.0.0.1:0", {A: SimulatedSink()}, ssl_context=server
         ) as incoming:
             address = parse_address(incoming.addresses[0])
 

@@ -21,7 +21,7 @@ from trio_vfio._capture._player import play
 from trio_vfio._capture._report import inspect_capture
 from trio_vfio._link._address import connect, parse_address
 from trio_vfio._wire._return_path import ReturnPathDecoder
-from trio_vfio.testing import SimulatedDevice
+from trio_vfio.testing import SimulatedSink
 
 from ..captures_data import PADDED, capture
 
@@ -118,7 +118,7 @@ async def test_what_is_damaged_fails(
     shutil.copytree(capture(PADDED).directory, directory)
     damage(directory)
     heard: list[bytes] = []
-    device = SimulatedDevice()
+    device = SimulatedSink()
 
     async def source(address: str) -> None:
         connect_to_it = partial(connect, parse_address(address))
@@ -142,7 +142,7 @@ async def test_what_is_damaged_fails(
 
 async def test_garbage_on_one_more_connection_does_no_harm() -> None:
     files = capture(PADDED)
-    device = SimulatedDevice()
+    device = SimulatedSink()
 
     async def source(address: str) -> None:
         connect_to_it = partial(connect, parse_address(address))

@@ -18,7 +18,7 @@ from trio_vfio._wire._main_events import CommandType
 from trio_vfio._wire._multifd import InitialPacket, StateFlag, StateHeader
 from trio_vfio.testing import (
     ScriptedSource,
-    SimulatedDevice,
+    SimulatedSink,
     config_packet,
     data_packet,
     link,
@@ -36,7 +36,7 @@ async def fails_with(
     stage: Stage, *, channels: int = 2, named: tuple[str, ...] = (A,), **options: object
 ) -> list[str]:
     """Run a migration that must fail; return what was wrong."""
-    devices = {name: SimulatedDevice() for name in named}
+    devices = {name: SimulatedSink() for name in named}
     connect, there = link()
     with pytest.raises(MigrationFailed) as failed:
         async with open_incoming(there, devices, **options) as incoming:  # type: ignore[arg-type]
@@ -193,7 +193,7 @@ async def test_a_source_that_fills_all_channels_before_the_due_packet(
 async def test_full_channels_before_switchover_are_no_stall(
     autojump_clock: MockClock,
 ) -> None:
-    device = SimulatedDevice()
+    device = SimulatedSink()
     state = [b"x" * 50] * 10
     connect, there = link()
     async with open_incoming(there, {A: device}, max_queued_bytes=100) as incoming:
@@ -370,8 +370,8 @@ async def test_every_byte_of_a_packet_header_matters(
 
 
 async def test_no_more_than_256_devices(autojump_clock: MockClock) -> None:
-    def make(idstr: str, instance_id: int) -> SimulatedDevice:
-        return SimulatedDevice()
+    def make(idstr: str, instance_id: int) -> SimulatedSink:
+        return SimulatedSink()
 
     connect, there = link()
     with pytest.raises(MigrationFailed) as failed:
@@ -390,7 +390,7 @@ async def test_pings_that_nobody_reads_the_answers_of_take_no_memory(
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     source, stream = trio.SocketStream(ours), trio.SocketStream(theirs)
     sent = 0
-    async with source, stream, open_incoming([stream], {A: SimulatedDevice()}):
+    async with source, stream, open_incoming([stream], {A: SimulatedSink()}):
         await source.send_all(encode_header("pc-q35-10.0"))
         await source.send_all(encode_command(CommandType.OPEN_RETURN_PATH))
         with trio.move_on_after(100) as scope:
@@ -404,7 +404,7 @@ async def test_full_channels_are_no_stall_while_one_may_still_join(
     autojump_clock: MockClock,
 ) -> None:
     """What a connection will bring is not known before it says what it is."""
-    device = SimulatedDevice()
+    device = SimulatedSink()
     connect, there = link()
     async with open_incoming(there, {A: device}, max_queued_bytes=4) as incoming:
         main, first, late = [await connect() for _ in range(3)]
@@ -444,7 +444,7 @@ async def test_before_switchover_all_packets_keep_to_the_session_s_limit(
 ) -> None:
     """Not even the due ones have to be admitted then."""
     names = [f"{n}/vfio" for n in range(32)]
-    devices = {name: SimulatedDevice() for name in names}
+    devices = {name: SimulatedSink() for name in names}
     connect, there = link()
     async with open_incoming(there, devices, max_session_bytes=1000) as incoming:
         source = await ScriptedSource.connect(connect, channels=32)
@@ -481,7 +481,7 @@ async def test_bytes_behind_the_end_of_the_stream(
 async def test_a_callable_that_does_not_want_a_device(
     autojump_clock: MockClock, answer: str
 ) -> None:
-    def make(idstr: str, instance_id: int) -> SimulatedDevice | None:
+    def make(idstr: str, instance_id: int) -> SimulatedSink | None:
         if answer == "raises":
             raise KeyError(idstr)
         return None
@@ -504,7 +504,7 @@ async def test_a_due_packet_that_waits_for_the_switchover_is_no_stall(
 ) -> None:
     """At whatever moment another packet arrives beside SWITCHOVER_START."""
     for _ in range(20):
-        devices = {name: SimulatedDevice() for name in (A, B)}
+        devices = {name: SimulatedSink() for name in (A, B)}
         connect, there = link()
         async with open_incoming(there, devices, max_queued_bytes=4) as incoming:
             source = await ScriptedSource.connect(connect)

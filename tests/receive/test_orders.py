@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from trio.testing import MockClock
 
 from trio_vfio import open_incoming
-from trio_vfio.testing import ScriptedSource, SimulatedDevice, link, state_packets
+from trio_vfio.testing import ScriptedSource, SimulatedSink, link, state_packets
 
 DEVICES = ("0000:00:04.0/vfio", "0000:00:05.0/vfio")
 CHANNELS = 3
@@ -45,9 +45,7 @@ def test_any_order_loads_the_same_state(
     """In the order of the indexes, config last, and only after SWITCHOVER_START."""
 
     async def migrate() -> None:
-        devices = {
-            idstr: SimulatedDevice(seconds_per_call=seconds) for idstr in DEVICES
-        }
+        devices = {idstr: SimulatedSink(seconds_per_call=seconds) for idstr in DEVICES}
         connect, there = link()
         async with open_incoming(there, devices) as incoming:
             source = await ScriptedSource.connect(connect, channels=CHANNELS)

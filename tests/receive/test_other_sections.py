@@ -9,7 +9,7 @@ from trio.testing import MockClock
 from trio_vfio import open_incoming
 from trio_vfio._wire._main_events import SectionType
 from trio_vfio._wire._return_path import SWITCHOVER_ACK, pong
-from trio_vfio.testing import ScriptedSource, SimulatedDevice, link, state_packets
+from trio_vfio.testing import ScriptedSource, SimulatedSink, link, state_packets
 
 from ..streams import (
     ATTRIBUTES,
@@ -32,7 +32,7 @@ async def send_cut(stream: trio.abc.SendStream, data: bytes, size: int) -> None:
 @pytest.mark.parametrize("size", [1 << 20, 7])
 async def test_all_that_we_can_read_past(autojump_clock: MockClock, size: int) -> None:
     """The device is loaded as if it were alone, and no other is asked for."""
-    device = SimulatedDevice(seconds_per_call=2)
+    device = SimulatedSink(seconds_per_call=2)
     connect, there = link()
     async with open_incoming(there, {IDSTR: device}) as incoming:
         source = await ScriptedSource.connect(connect, channels=1)
@@ -52,7 +52,7 @@ async def test_only_rounds_over_ram_count_for_the_ack(
     autojump_clock: MockClock, handler: Handler
 ) -> None:
     """A device that may take pre-copy data is waited for until the second of them."""
-    device = SimulatedDevice(precopy=None)
+    device = SimulatedSink(precopy=None)
     connect, there = link()
     async with open_incoming(there, {IDSTR: device}) as incoming:
         source = await ScriptedSource.connect(connect, channels=1)

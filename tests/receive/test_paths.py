@@ -25,7 +25,7 @@ from trio.testing import active_thread_count
 
 from trio_vfio import (
     Deadlines,
-    FdDevice,
+    FdSink,
     Incoming,
     MigrationFailed,
     StateSink,
@@ -39,7 +39,7 @@ from trio_vfio._wire._multifd import StateHeader
 from trio_vfio._wire._return_path import ReturnPathType
 from trio_vfio.testing import (
     ScriptedSource,
-    SimulatedDevice,
+    SimulatedSink,
     config_packet,
     data_packet,
     state_packets,
@@ -77,7 +77,7 @@ class Sink:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        device = FdDevice(fd)
+        device = FdSink(fd)
         self.write, self.load_config = device.write, device.load_config
         self.finish = device.finish
         self.device = device
@@ -211,7 +211,7 @@ async def test_a_whole_migration(
     over = spread(rng, states, 3)
     sinks: dict[str, StateSink] = {A: files.memfd(), B: files.memfd()}
     # Its calls are made in Trio's thread.
-    simulated = SimulatedDevice()
+    simulated = SimulatedSink()
     events: list[TraceEvent] = []
     before = set(os.listdir("/proc/self/fd"))
     with trio.fail_after(40):

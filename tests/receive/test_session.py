@@ -20,7 +20,7 @@ from trio_vfio import (
 )
 from trio_vfio.testing import (
     ScriptedSource,
-    SimulatedDevice,
+    SimulatedSink,
     config_packet,
     data_packet,
     link,
@@ -33,7 +33,7 @@ A, B = "0000:00:04.0/vfio", "0000:00:05.0/vfio"
 async def test_packets_are_loaded_in_order_however_they_arrive(
     autojump_clock: MockClock,
 ) -> None:
-    device = SimulatedDevice(seconds_per_call=2)
+    device = SimulatedSink(seconds_per_call=2)
     connect, there = link()
     async with open_incoming(there, {A: device}, digests=True) as incoming:
         source = await ScriptedSource.connect(connect)
@@ -55,7 +55,7 @@ async def test_packets_are_loaded_in_order_however_they_arrive(
 
 
 async def test_no_data_at_all(autojump_clock: MockClock) -> None:
-    device = SimulatedDevice()
+    device = SimulatedSink()
     connect, there = link()
     async with open_incoming(there, {A: device}) as incoming:
         source = await ScriptedSource.connect(connect, channels=1)
@@ -72,7 +72,7 @@ async def test_no_data_at_all(autojump_clock: MockClock) -> None:
 async def test_a_zero_length_buffer_is_a_buffer_that_the_device_never_sees(
     autojump_clock: MockClock,
 ) -> None:
-    device = SimulatedDevice()
+    device = SimulatedSink()
     connect, there = link()
     async with open_incoming(there, {A: device}) as incoming:
         source = await ScriptedSource.connect(connect, channels=1)
@@ -89,7 +89,7 @@ async def test_a_zero_length_buffer_is_a_buffer_that_the_device_never_sees(
 async def test_a_starved_loader_goes_on_when_the_due_packet_comes(
     autojump_clock: MockClock,
 ) -> None:
-    device = SimulatedDevice(seconds_per_call=2)
+    device = SimulatedSink(seconds_per_call=2)
     connect, there = link()
     async with open_incoming(there, {A: device}) as incoming:
         source = await ScriptedSource.connect(connect, channels=1)
@@ -112,7 +112,7 @@ async def test_nothing_is_loaded_before_switchover_start(
     autojump_clock: MockClock,
 ) -> None:
     """Pre-copy data comes first, whatever has arrived on the channels."""
-    device = SimulatedDevice()
+    device = SimulatedSink()
     connect, there = link()
     async with open_incoming(there, {A: device}) as incoming:
         source = await ScriptedSource.connect(connect, channels=1)
@@ -135,7 +135,7 @@ async def test_nothing_is_loaded_before_switchover_start(
 
 
 async def test_devices_are_loaded_at_the_same_time(autojump_clock: MockClock) -> None:
-    devices = {name: SimulatedDevice(seconds_per_call=2) for name in (A, B)}
+    devices = {name: SimulatedSink(seconds_per_call=2) for name in (A, B)}
     connect, there = link()
     async with open_incoming(there, devices) as incoming:
         source = await ScriptedSource.connect(connect, channels=2)
@@ -165,7 +165,7 @@ async def test_states_are_seen_in_order(autojump_clock: MockClock) -> None:
             seen.append(state)
 
     connect, there = link()
-    device = SimulatedDevice(seconds_per_call=1)
+    device = SimulatedSink(seconds_per_call=1)
     async with open_incoming(there, {A: device}) as incoming:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch_session)
@@ -191,7 +191,7 @@ async def test_states_are_seen_in_order(autojump_clock: MockClock) -> None:
 async def test_the_source_hears_pong_ack_and_shut(autojump_clock: MockClock) -> None:
     from trio_vfio._wire._return_path import ReturnPathType
 
-    device = SimulatedDevice(seconds_per_call=2, precopy=True)
+    device = SimulatedSink(seconds_per_call=2, precopy=True)
     connect, there = link()
     async with open_incoming(there, {A: device}) as incoming:
         source = await ScriptedSource.connect(connect, channels=1)
@@ -210,7 +210,7 @@ async def test_the_source_hears_pong_ack_and_shut(autojump_clock: MockClock) -> 
 
 
 async def test_state_over_the_main_channel(autojump_clock: MockClock) -> None:
-    device = SimulatedDevice()
+    device = SimulatedSink()
     connect, there = link()
     async with open_incoming(there, {A: device}) as incoming:
         source = await ScriptedSource.connect(connect, channels=0)
@@ -230,7 +230,7 @@ async def test_an_old_machine_does_not_announce_the_switchover(
     autojump_clock: MockClock,
 ) -> None:
     """Up to machine type 9.2 the END section of a device counts for it."""
-    device = SimulatedDevice()
+    device = SimulatedSink()
     connect, there = link()
     async with open_incoming(there, {A: device}) as incoming:
         source = await ScriptedSource.connect(connect, channels=0)
@@ -251,7 +251,7 @@ async def test_a_stream_without_description_ends_when_it_falls_silent(
     connect, there = link()
     deadlines = Deadlines(silence=silence)
     async with open_incoming(
-        there, {A: SimulatedDevice()}, deadlines=deadlines
+        there, {A: SimulatedSink()}, deadlines=deadlines
     ) as incoming:
         source = await ScriptedSource.connect(connect, channels=1)
         await source.begin(A, return_path=True)
@@ -267,7 +267,7 @@ async def test_a_stream_without_description_ends_when_it_falls_silent(
 async def test_a_description_that_comes_after_all_is_dropped(
     autojump_clock: MockClock,
 ) -> None:
-    device = SimulatedDevice(seconds_per_call=5)
+    device = SimulatedSink(seconds_per_call=5)
     connect, there = link()
     async with open_incoming(there, {A: device}) as incoming:
         source = await ScriptedSource.connect(connect, channels=1)
@@ -286,10 +286,10 @@ async def test_a_description_that_comes_after_all_is_dropped(
 async def test_a_callable_makes_a_sink_for_whatever_comes(
     autojump_clock: MockClock,
 ) -> None:
-    sinks: dict[tuple[str, int], SimulatedDevice] = {}
+    sinks: dict[tuple[str, int], SimulatedSink] = {}
 
-    def make(idstr: str, instance_id: int) -> SimulatedDevice:
-        return sinks.setdefault((idstr, instance_id), SimulatedDevice())
+    def make(idstr: str, instance_id: int) -> SimulatedSink:
+        return sinks.setdefault((idstr, instance_id), SimulatedSink())
 
     connect, there = link()
     async with open_incoming(there, make) as incoming:
@@ -323,7 +323,7 @@ async def test_what_is_over_the_limits_waits_in_its_channel(
 ) -> None:
     """Memory stays under both limits, and all is loaded all the same."""
     state = [bytes([idx]) * 100 for idx in range(40)]
-    devices = {name: SimulatedDevice(seconds_per_call=1) for name in (A, B)}
+    devices = {name: SimulatedSink(seconds_per_call=1) for name in (A, B)}
     connect, there = link()
     most = 0
     async with open_incoming(
@@ -350,7 +350,7 @@ async def test_what_is_over_the_limits_waits_in_its_channel(
 async def test_streams_that_the_caller_opened(autojump_clock: MockClock) -> None:
     """They are served as accepted ones are, and left open."""
     pairs = [trio.testing.memory_stream_pair() for _ in range(2)]
-    device = SimulatedDevice()
+    device = SimulatedSink()
 
     async def connect() -> trio.abc.Stream:
         return ours.pop(0)
@@ -373,7 +373,7 @@ async def test_a_failed_migration_is_one_group_with_its_result(
 ) -> None:
     connect, there = link()
     with pytest.raises(MigrationFailed) as failed:
-        async with open_incoming(there, {A: SimulatedDevice()}) as incoming:
+        async with open_incoming(there, {A: SimulatedSink()}) as incoming:
             source = await ScriptedSource.connect(connect)
             await source.main.send_all(b"QEVM\0\0\0\2")
             await incoming.wait_complete()

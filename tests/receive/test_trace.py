@@ -24,7 +24,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from trio_vfio import (
-    FileDevice,
+    FileSink,
     MigrationFailed,
     StateSink,
     TraceEvent,
@@ -37,7 +37,7 @@ from trio_vfio._wire._main_encode import encode_end
 from trio_vfio._wire._return_path import ReturnPathDecoder
 from trio_vfio.testing import (
     ScriptedSource,
-    SimulatedDevice,
+    SimulatedSink,
     config_packet,
     data_packet,
     link,
@@ -66,8 +66,8 @@ async def receive(
 
     def sink(idstr: str, instance_id: int) -> StateSink:
         if kind == "simulated":
-            return SimulatedDevice()
-        return FileDevice(where / idstr.replace("/", "-"))
+            return SimulatedSink()
+        return FileSink(where / idstr.replace("/", "-"))
 
     async with open_incoming(
         f"unix:{where / 'socket'}", sink, trace=events.append
@@ -166,7 +166,7 @@ async def test_a_whole_migration_event_by_event(autojump_clock: MockClock) -> No
     def hook(event: TraceEvent) -> None:
         said.append((trio.current_time(), str(event).replace(A, "A")))
 
-    device = SimulatedDevice(seconds_per_call=2)
+    device = SimulatedSink(seconds_per_call=2)
     to, there = link()
     async with open_incoming(there, {A: device}, trace=hook) as incoming:
         source = await ScriptedSource.connect(to)
@@ -210,7 +210,7 @@ async def test_the_main_stream_section_by_section(autojump_clock: MockClock) -> 
     Answers are another task's, which may lag behind, and the config the loader's.
     """
     events: list[TraceEvent] = []
-    device, block = SimulatedDevice(), bytes(2 * MIB)
+    device, block = SimulatedSink(), bytes(2 * MIB)
     to, there = link()
     async with open_incoming(there, {A: device}, trace=events.append) as incoming:
         source = await ScriptedSource.connect(to, channels=0)
@@ -272,7 +272,7 @@ async def test_a_device_that_refuses_its_data(tmp_path: Path) -> None:
     """Its migration is given up in QEMU's order, with QEMU's number."""
     files = capture("k-kind-mismatch-proxy")
     events: list[TraceEvent] = []
-    device = SimulatedDevice(fails={"write": errno.EFAULT})
+    device = SimulatedSink(fails={"write": errno.EFAULT})
     with pytest.raises(MigrationFailed) as failed:
         async with open_incoming(
             f"unix:{tmp_path / 'socket'}", {A: device}, trace=events.append
@@ -292,7 +292,7 @@ async def test_a_channel_that_breaks(autojump_clock: MockClock) -> None:
     """It ends the others, as in QEMU, and each says how many packets it brought."""
     events: list[TraceEvent] = []
     to, there = link()
-    device = SimulatedDevice()
+    device = SimulatedSink()
     with pytest.raises(MigrationFailed):
         async with open_incoming(there, {A: device}, trace=events.append):
             source = await ScriptedSource.connect(to)
@@ -321,7 +321,7 @@ async def test_a_cancelled_migration(autojump_clock: MockClock) -> None:
     events: list[TraceEvent] = []
     to, there = link()
     with trio.move_on_after(1):
-        async with open_incoming(there, {A: SimulatedDevice()}, trace=events.append):
+        async with open_incoming(there, {A: SimulatedSink()}, trace=events.append):
             source = await ScriptedSource.connect(to)
             await source.begin(A)
             await source.switch_over()
@@ -341,7 +341,7 @@ async def test_without_a_listener_no_event_is_made(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trio_vfio._trace.TraceEvent", None)
-    device = SimulatedDevice()
+    device = SimulatedSink()
     to, there = link()
     async with open_incoming(there, {A: device}) as incoming:
         source = await ScriptedSource.connect(to)
@@ -362,7 +362,7 @@ async def test_what_is_said_is_logged(
 ) -> None:
     to, there = link()
     with caplog.at_level(logging.DEBUG, "trio_vfio.trace"):
-        async with open_incoming(there, {A: SimulatedDevice()}) as incoming:
+        async with open_incoming(there, {A: SimulatedSink()}) as incoming:
             await _whole(await ScriptedSource.connect(to))
             await incoming.wait_complete()
     said = [each.getMessage() for each in caplog.records if each.name.endswith("trace")]
@@ -381,7 +381,7 @@ async def test_a_hook_that_raises_does_not_fail_the_migration(
             raise ZeroDivisionError
 
     to, there = link()
-    device = FileDevice(tmp_path / "state")
+    device = FileSink(tmp_path / "state")
     async with open_incoming(there, {A: device}, trace=hook) as incoming:
         await _whole(await ScriptedSource.connect(to))
         result = await incoming.wait_complete()

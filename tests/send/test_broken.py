@@ -35,7 +35,7 @@ from trio_vfio.testing import (
     DeviceFault,
     LinkFault,
     ScriptedDestination,
-    SimulatedDevice,
+    SimulatedSink,
     SimulatedSource,
     link,
 )
@@ -340,7 +340,7 @@ def only(failed: MigrationFailed) -> TrioVfioError:
 
 
 async def both_fail(
-    source: SimulatedSource, sink: SimulatedDevice, *, delay: float = 0.25
+    source: SimulatedSource, sink: SimulatedSink, *, delay: float = 0.25
 ) -> tuple[TrioVfioError, TrioVfioError]:
     """Migrate over memory without a return path; return the only fault of each."""
     here, there = link(delay=delay)
@@ -376,7 +376,7 @@ async def test_a_destination_of_ours_fails_without_a_return_path(
     call: str, delay: float, autojump_clock: MockClock
 ) -> None:
     """It breaks main, so that its end is not taken for success."""
-    source, sink = SimulatedSource(size=100), SimulatedDevice(fails={call: EIO})
+    source, sink = SimulatedSource(size=100), SimulatedSink(fails={call: EIO})
     source.config_blob = b"blob"
     ours, theirs = await both_fail(source, sink, delay=delay)
     assert isinstance(ours, ConnectionLost)
@@ -397,7 +397,7 @@ async def test_a_source_fails_without_a_return_path(
 ) -> None:
     """Once the destination knows of it: a main that says nothing is nobody's."""
     source = SimulatedSource(size=100, seconds_per_call=0.5, faults=[fault])
-    ours, theirs = await both_fail(source, SimulatedDevice())
+    ours, theirs = await both_fail(source, SimulatedSink())
     assert isinstance(ours, DeviceError)
     # Whether main or the channels are seen to break first is left open.
     assert isinstance(theirs, (ConnectionLost, PeerProtocolError))
@@ -570,7 +570,7 @@ async def test_a_destination_that_ends_before_it_knows_main_has_failed(
     async def receive() -> None:
         with trio.move_on_after(0.7):
             try:
-                async with open_incoming(there, {A: SimulatedDevice()}) as incoming:
+                async with open_incoming(there, {A: SimulatedSink()}) as incoming:
                     await incoming.wait_complete()
             except MigrationFailed as error:
                 failed.append(error)

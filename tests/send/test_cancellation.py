@@ -32,7 +32,7 @@ from trio_vfio._wire._return_path import shut
 from trio_vfio.testing import (
     MemoryListener,
     ScriptedDestination,
-    SimulatedDevice,
+    SimulatedSink,
     SimulatedSource,
     link,
 )
@@ -72,7 +72,7 @@ def check_runs_again(source: SimulatedSource, *, began: bool = True) -> None:
 @pytest.mark.parametrize("moment", [each / 4 for each in range(1, 44)])
 async def test_cancel_at_any_moment(moment: float, autojump_clock: MockClock) -> None:
     """One side has the device in the end, and it is the one that says so."""
-    source, sink = slow(), SimulatedDevice(seconds_per_call=1)
+    source, sink = slow(), SimulatedSink(seconds_per_call=1)
     here, there = link()
     received: list[str] = []
 
@@ -336,7 +336,7 @@ async def test_a_device_that_fails_ends_the_others(
         A: SimulatedSource(size=10, fails={call: errno.EIO}),
         B: SimulatedSource(size=10, hangs_in="read_into"),
     }
-    sinks = {name: SimulatedDevice() for name in sources}
+    sinks = {name: SimulatedSink() for name in sources}
     here, there = link()
     received: list[MigrationFailed] = []
 
@@ -549,12 +549,12 @@ async def test_a_source_that_breaks_main_ends_a_mute_destination(
     sent = 0
     # Once to find out how much goes over main, then with a cut behind the last byte.
     for cut in (False, True):
-        source, sink = SimulatedSource(size=10), SimulatedDevice(seconds_per_call=5)
+        source, sink = SimulatedSource(size=10), SimulatedSink(seconds_per_call=5)
         here, there = link(cut={"main": sent}) if cut else link()
         received: list[str] = []
 
         async def receive(
-            there: list[MemoryListener], sink: SimulatedDevice, received: list[str]
+            there: list[MemoryListener], sink: SimulatedSink, received: list[str]
         ) -> None:
             try:
                 async with open_incoming(there, {A: sink}) as incoming:

@@ -15,10 +15,10 @@ from trio.testing import MockClock, memory_stream_pair
 
 from trio_vfio import (
     ConnectionLost,
-    FdDevice,
+    FdSink,
     MigrationFailed,
     MigrationResult,
-    NullDevice,
+    NullSink,
     NullSource,
     open_incoming,
     open_outgoing,
@@ -56,7 +56,7 @@ async def journey(
     """Migrate 3 MiB and a byte to *where*."""
     with trio.fail_after(30):
         async with open_incoming(
-            where, {A: NullDevice()}, ssl_context=server, digests=True
+            where, {A: NullSink()}, ssl_context=server, digests=True
         ) as incoming:
             async with open_outgoing(
                 incoming.addresses[0],
@@ -130,7 +130,7 @@ async def test_a_destination_that_is_not_trusted() -> None:
     _, stranger = contexts()
     with trio.move_on_after(30):
         async with open_incoming(
-            "tcp:127.0.0.1:0", {A: NullDevice()}, ssl_context=server
+            "tcp:127.0.0.1:0", {A: NullSink()}, ssl_context=server
         ) as incoming:
             with pytest.raises(OSError, match="no TLS: .*self-signed") as caught:
                 async with open_outgoing(
@@ -143,7 +143,7 @@ async def test_a_destination_that_is_not_trusted() -> None:
 async def test_a_certificate_for_another_host() -> None:
     server, client = contexts()
     async with open_incoming(
-        "tcp:127.0.0.1:0", {A: NullDevice()}, ssl_context=server
+        "tcp:127.0.0.1:0", {A: NullSink()}, ssl_context=server
     ) as incoming:
         with pytest.raises(OSError, match="no TLS: .*Hostname mismatch"):
             async with open_outgoing(
@@ -163,7 +163,7 @@ async def test_the_name_of_this_machine() -> None:
     """An address without a host is this machine, by its name in a certificate, too."""
     server, client = contexts("localhost")
     async with open_incoming(
-        "tcp:127.0.0.1:0", {A: NullDevice()}, ssl_context=server
+        "tcp:127.0.0.1:0", {A: NullSink()}, ssl_context=server
     ) as incoming:
         _, _, port = incoming.addresses[0].rpartition(":")
         async with open_outgoing(
@@ -258,7 +258,7 @@ async def test_what_is_loaded_is_what_was_sent() -> None:
 
     with trio.fail_after(30):
         async with (
-            open_incoming("tcp:127.0.0.1:0", {A: FdDevice(out_write)}) as incoming,
+            open_incoming("tcp:127.0.0.1:0", {A: FdSink(out_write)}) as incoming,
             trio.open_nursery() as nursery,
         ):
             nursery.start_soon(trio.to_thread.run_sync, read_all)
@@ -318,10 +318,10 @@ async def test_buffers_go_round(autojump_clock: MockClock) -> None:
 async def test_little_memory_is_enough(
     limits: dict[str, int], autojump_clock: MockClock
 ) -> None:
-    from trio_vfio.testing import SimulatedDevice, SimulatedSource, link
+    from trio_vfio.testing import SimulatedSink, SimulatedSource, link
 
     sources = {f"{n}/vfio": SimulatedSource(size=100, initial_bytes=10) for n in "abc"}
-    sinks = {name: SimulatedDevice() for name in sources}
+    sinks = {name: SimulatedSink() for name in sources}
     here, there = link()
     async with open_incoming(there, sinks) as incoming:
         async with open_outgoing(here, sources, **limits) as outgoing:  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from trio_vfio import (
+    AcceptFrom,
     DeviceError,
     MigrationFailed,
     PeerToPeer,
@@ -20,8 +21,7 @@ from trio_vfio import (
     open_incoming,
     open_outgoing,
 )
-from trio_vfio._receive._incoming import Where
-from trio_vfio.testing import SimulatedDevice, SimulatedSource, link
+from trio_vfio.testing import SimulatedSink, SimulatedSource, link
 
 A, B, C = (f"0000:00:0{n}.0/vfio" for n in (4, 5, 6))
 
@@ -65,8 +65,8 @@ class Peer:
         await self.source.abort()
 
 
-async def receive(there: Where, names: Iterable[str]) -> None:
-    sinks = {name: SimulatedDevice() for name in names}
+async def receive(there: AcceptFrom, names: Iterable[str]) -> None:
+    sinks = {name: SimulatedSink() for name in names}
     with suppress(MigrationFailed):
         async with open_incoming(there, sinks) as incoming:
             await incoming.wait_complete()

@@ -24,7 +24,7 @@ from trio_vfio import (
     DeadlineExceeded,
     Deadlines,
     DestinationFailed,
-    FdDevice,
+    FdSink,
     FdSource,
     MigrationFailed,
     Outgoing,
@@ -286,7 +286,7 @@ async def test_a_whole_migration(path: Path, files: Files) -> None:
         async with (
             open_incoming(
                 path.listeners,
-                {name: FdDevice(fd) for name, fd in sinks.items()},
+                {name: FdSink(fd) for name, fd in sinks.items()},
                 ssl_context=path.server,
                 digests=True,
             ) as incoming,
@@ -496,7 +496,7 @@ async def test_the_same_is_said(files: Files, tmp_path: Directory) -> None:
                 async with (
                     open_incoming(
                         path.listeners,
-                        {A: FdDevice(files.memfd())},
+                        {A: FdSink(files.memfd())},
                         ssl_context=path.server,
                     ) as incoming,
                     open_outgoing(

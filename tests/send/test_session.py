@@ -22,7 +22,7 @@ from trio_vfio import (
 from trio_vfio._wire._return_path import SWITCHOVER_ACK
 from trio_vfio.testing import (
     ScriptedDestination,
-    SimulatedDevice,
+    SimulatedSink,
     SimulatedSource,
     link,
 )
@@ -32,7 +32,7 @@ A, B, C, D = (f"0000:00:0{n}.0/vfio" for n in (4, 5, 6, 7))
 
 
 async def test_a_late_channel_delays_only_the_load(autojump_clock: MockClock) -> None:
-    source, sink = SimulatedSource(size=4 * MIB), SimulatedDevice(seconds_per_mib=2)
+    source, sink = SimulatedSource(size=4 * MIB), SimulatedSink(seconds_per_mib=2)
     here, there = link(delay={0: 10})
     async with open_incoming(there, {A: sink}) as incoming:
         async with open_outgoing(here, {A: source}, channels=2) as outgoing:
@@ -44,7 +44,7 @@ async def test_a_late_channel_delays_only_the_load(autojump_clock: MockClock) ->
 
 async def both(
     sources: dict[str, SimulatedSource],
-    sinks: dict[str, SimulatedDevice],
+    sinks: dict[str, SimulatedSink],
     *,
     channels: int = 2,
     return_path: bool = True,
@@ -88,7 +88,7 @@ async def test_both_sides_say_the_same(
         C: SimulatedSource(size=0),
         D: SimulatedSource(size=1, config=b"d"),
     }
-    sinks = {name: SimulatedDevice() for name in sources}
+    sinks = {name: SimulatedSink() for name in sources}
     sent, received = await both(
         sources, sinks, channels=channels, return_path=return_path, buffer_size=1000
     )
@@ -136,7 +136,7 @@ async def test_a_slow_device_holds_up_no_other(autojump_clock: MockClock) -> Non
         A: SimulatedSource(size=8 * MIB, seconds_per_mib=100),
         B: SimulatedSource(size=8 * MIB),
     }
-    sinks = {name: SimulatedDevice() for name in sources}
+    sinks = {name: SimulatedSink() for name in sources}
     _, received = await both(sources, sinks, channels=1)
     slow, fast = (device.seconds for device in received.devices)
     assert (slow, fast) == (800, 0)
@@ -151,7 +151,7 @@ async def test_exact_times_of_a_whole_journey(autojump_clock: MockClock) -> None
         seconds_per_call=0.5,
         config=b"c",
     )
-    sink = SimulatedDevice(seconds_per_call=0.25)
+    sink = SimulatedSink(seconds_per_call=0.25)
     times: dict[str, float] = {}
 
     async def stop_guest() -> None:
@@ -198,7 +198,7 @@ async def test_states_of_a_source(autojump_clock: MockClock) -> None:
             if state is DeviceState.COMPLETED:
                 return
 
-    async with open_incoming(there, {A: SimulatedDevice()}):
+    async with open_incoming(there, {A: SimulatedSink()}):
         async with open_outgoing(here, {A: source}) as outgoing:
             async with trio.open_nursery() as nursery:
                 await nursery.start(note)
@@ -216,7 +216,7 @@ async def test_rounds_end_when_nothing_more_can_be_gained(
 ) -> None:
     sources = {A: SimulatedSource(size=3000, initial_bytes=1000, dirty_bytes=1000)}
     sent, _ = await both(
-        sources, {A: SimulatedDevice()}, buffer_size=300, downtime=0, max_rounds=None
+        sources, {A: SimulatedSink()}, buffer_size=300, downtime=0, max_rounds=None
     )
     assert sent.devices[0].precopy_bytes == 2000
     reads = [call for call in sources[A].calls if call.name == "pending"]
@@ -266,8 +266,8 @@ async def test_our_own_receiver_acknowledges(
         B: SimulatedSource(size=20),
     }
     sinks = {
-        A: SimulatedDevice(precopy=True if known else None),
-        B: SimulatedDevice(precopy=False if known else None),
+        A: SimulatedSink(precopy=True if known else None),
+        B: SimulatedSink(precopy=False if known else None),
     }
     sent, _ = await both(sources, sinks, switchover_ack=True, machine=machine)
     assert sent.status == "completed"
@@ -362,13 +362,13 @@ async def test_devices_are_let_go_of_side_by_side(autojump_clock: MockClock) -> 
     assert (sent.switchover_seconds, trio.current_time()) == (12, 16)
 
 
-def _sinks(*names: str) -> dict[str, SimulatedDevice]:
-    return {name: SimulatedDevice() for name in names}
+def _sinks(*names: str) -> dict[str, SimulatedSink]:
+    return {name: SimulatedSink() for name in names}
 
 
 async def test_migrate_is_for_once(autojump_clock: MockClock) -> None:
     here, there = link()
-    async with open_incoming(there, {A: SimulatedDevice()}):
+    async with open_incoming(there, {A: SimulatedSink()}):
         async with open_outgoing(here, {A: SimulatedSource(size=1)}) as outgoing:
             await outgoing.migrate()
             with pytest.raises(RuntimeError, match="has begun before"):

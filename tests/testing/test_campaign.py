@@ -24,8 +24,8 @@ from trio_vfio.testing import (
     Draws,
     FaultPlan,
     LinkFault,
-    SimulatedDevice,
     SimulatedMigration,
+    SimulatedSink,
     SinkFault,
     SourceFault,
     run_campaign,
@@ -99,15 +99,15 @@ async def _loop_for_ever() -> None:
 def test_a_run_without_end_is_ended_and_has_its_seed(
     hang: Callable[[], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    began: list[SimulatedDevice] = []
+    began: list[SimulatedSink] = []
 
-    async def begin(device: SimulatedDevice) -> None:
+    async def begin(device: SimulatedSink) -> None:
         began.append(device)
         if len(began) == 2:
             await hang()
 
     soon = partial(simulate_in_time, patience=0.5)
-    monkeypatch.setattr(SimulatedDevice, "begin", begin)
+    monkeypatch.setattr(SimulatedSink, "begin", begin)
     monkeypatch.setattr(_campaign, "simulate_in_time", soon)
     report = run_campaign(range(4), Draws(devices=1, faults=False))
     hung = [each for each in report.violations if "still runs" in each.violation.what]

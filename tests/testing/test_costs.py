@@ -12,7 +12,7 @@ from trio.testing import MockClock
 from trio_vfio.testing import (
     Cost,
     Exponential,
-    SimulatedDevice,
+    SimulatedSink,
     SimulatedSource,
     Stalls,
     Uniform,
@@ -25,7 +25,7 @@ COSTS = [Uniform(1, 3), Exponential(2.0), Stalls(1, 30, chance=0.25)]
 
 async def times(buffers: int = 8, **options: Any) -> list[float]:
     """Return what each buffer took that a device was given."""
-    device = SimulatedDevice(**options)
+    device = SimulatedSink(**options)
     await device.begin()
     start = trio.current_time()
     await device.write(iter([memoryview(b"x")] * buffers))
@@ -81,7 +81,7 @@ async def test_a_step_draws_once_for_both_its_costs(autojump_clock: MockClock) -
 
 
 async def test_devices_draw_apart(autojump_clock: MockClock) -> None:
-    devices = [SimulatedDevice(seconds_per_call=Uniform(0, 1)) for _ in range(2)]
+    devices = [SimulatedSink(seconds_per_call=Uniform(0, 1)) for _ in range(2)]
     for device in devices:
         await device.begin()
         start = trio.current_time()

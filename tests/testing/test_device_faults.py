@@ -16,11 +16,11 @@ from trio_vfio._device._port import Pending
 from trio_vfio.testing import (
     ContractViolation,
     DeviceFault,
-    SimulatedDevice,
+    SimulatedSink,
     SimulatedSource,
 )
 
-Device = SimulatedDevice | SimulatedSource
+Device = SimulatedSink | SimulatedSource
 
 SINK_CALLS = ("begin", "write", "load_config", "finish", "abort")
 SOURCE_CALLS = (
@@ -55,7 +55,7 @@ async def make(device: Device, *calls: str) -> None:
 async def test_the_call_of_that_number(autojump_clock: MockClock) -> None:
     """Calls count, not buffers; what came before in another call is accepted."""
     fault = DeviceFault("write", errno=errno.ENOSPC, at_call=1)
-    device = SimulatedDevice(faults=[fault], seconds_per_call=1)
+    device = SimulatedSink(faults=[fault], seconds_per_call=1)
     await make(device, "begin", "write")
     with pytest.raises(OSError, match="No space left"):
         await make(device, "write")
@@ -66,7 +66,7 @@ async def test_the_call_of_that_number(autojump_clock: MockClock) -> None:
 async def test_the_first_step_from_a_time_on(autojump_clock: MockClock) -> None:
     """Counted from begin, and also in the middle of a call."""
     fault = DeviceFault("write", at_time=2.5)
-    device = SimulatedDevice(faults=[fault], seconds_per_call=1)
+    device = SimulatedSink(faults=[fault], seconds_per_call=1)
     await trio.sleep(100)
     await make(device, "begin", "write")
     with pytest.raises(OSError, match="Input/output"):
@@ -99,7 +99,7 @@ async def test_the_buffer_that_holds_a_byte(autojump_clock: MockClock) -> None:
 
 
 async def test_the_first_of_two_counts(autojump_clock: MockClock) -> None:
-    device = SimulatedDevice(
+    device = SimulatedSink(
         faults=[
             DeviceFault("finish", errno=errno.EINVAL, at_call=0),
             DeviceFault("finish", errno=errno.EBUSY),
@@ -113,7 +113,7 @@ async def test_the_first_of_two_counts(autojump_clock: MockClock) -> None:
 
 async def test_it_hangs_there_until_abort(autojump_clock: MockClock) -> None:
     fault = DeviceFault("write", does="hangs", at_call=1)
-    device = SimulatedDevice(faults=[fault])
+    device = SimulatedSink(faults=[fault])
     await make(device, "begin", "write")
 
     async def hang() -> None:
@@ -128,7 +128,7 @@ async def test_it_hangs_there_until_abort(autojump_clock: MockClock) -> None:
 
 
 async def test_an_abort_that_fails(autojump_clock: MockClock) -> None:
-    device = SimulatedDevice(faults=[DeviceFault("abort", at_time=5)])
+    device = SimulatedSink(faults=[DeviceFault("abort", at_time=5)])
     await device.begin()
     await trio.sleep(5)
     with pytest.raises(OSError, match="Input/output"):
@@ -279,17 +279,17 @@ def test_faults_that_cannot_be(
 
 
 @pytest.mark.parametrize(
-    ("kind", "call"), [(SimulatedDevice, "read_into"), (SimulatedSource, "write")]
+    ("kind", "call"), [(SimulatedSink, "read_into"), (SimulatedSource, "write")]
 )
 def test_a_fault_in_a_call_that_does_not_exist(
-    kind: type[SimulatedDevice | SimulatedSource], call: str
+    kind: type[SimulatedSink | SimulatedSource], call: str
 ) -> None:
     with pytest.raises(ValueError, match=f"a device has no call '{call}'"):
         kind(faults=[DeviceFault(call)])
 
 
 def test_faults_are_not_to_be_set_later() -> None:
-    device = SimulatedDevice()
+    device = SimulatedSink()
     with pytest.raises(attrs.exceptions.FrozenAttributeError):
         device.hangs_in = "write"
 
@@ -345,7 +345,7 @@ SOURCE_STAGES = [
 
 
 async def check_stage(
-    kind: type[SimulatedDevice | SimulatedSource],
+    kind: type[SimulatedSink | SimulatedSource],
     options: dict[str, Any],
     calls: Sequence[str],
     stage: tuple[str, str, str],
@@ -375,7 +375,7 @@ async def check_stage(
 
 @pytest.mark.parametrize("stage", SINK_STAGES, ids=lambda stage: stage[0] or "new")
 async def test_every_arc_of_a_sink(stage: tuple[str, str, str]) -> None:
-    await check_stage(SimulatedDevice, {}, SINK_CALLS, stage)
+    await check_stage(SimulatedSink, {}, SINK_CALLS, stage)
 
 
 @pytest.mark.parametrize("stage", SOURCE_STAGES, ids=lambda stage: stage[0] or "new")
@@ -404,7 +404,7 @@ async def test_a_sink_is_in_one_call_at_a_time(
     running: str, autojump_clock: MockClock
 ) -> None:
     await check_one_at_a_time(
-        SimulatedDevice(hangs_in=running, seconds_after_abort=1),
+        SimulatedSink(hangs_in=running, seconds_after_abort=1),
         running,
         () if running == "begin" else ("begin",),
         SINK_CALLS,
@@ -452,7 +452,7 @@ async def check_one_at_a_time(
 
 
 async def test_buffers_that_break_the_contract_are_kept_too() -> None:
-    device, source = SimulatedDevice(), SimulatedSource(precopy=True)
+    device, source = SimulatedSink(), SimulatedSource(precopy=True)
     await device.begin()
     await source.begin()
     with pytest.raises(ContractViolation):

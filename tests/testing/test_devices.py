@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_vfio.testing import Call, ContractViolation, SimulatedDevice
+from trio_vfio.testing import Call, ContractViolation, SimulatedSink
 
 MIB = 1024 * 1024
 
@@ -19,7 +19,7 @@ def views(*buffers: bytes) -> Iterator[memoryview]:
     return iter([memoryview(buffer) for buffer in buffers])
 
 
-async def drive(device: SimulatedDevice, *calls: str) -> None:
+async def drive(device: SimulatedSink, *calls: str) -> None:
     """Make *calls*, each with something to give it."""
     for name in calls:
         given: dict[str, tuple[Any, ...]] = {
@@ -30,7 +30,7 @@ async def drive(device: SimulatedDevice, *calls: str) -> None:
 
 
 async def test_every_call_is_recorded_with_its_time(autojump_clock: MockClock) -> None:
-    device = SimulatedDevice(seconds_per_call=1, seconds_per_mib=4, precopy=True)
+    device = SimulatedSink(seconds_per_call=1, seconds_per_mib=4, precopy=True)
     await trio.sleep(10)
     await device.begin()
     await device.write(views(bytes(MIB), bytes(MIB // 2)))
@@ -51,7 +51,7 @@ async def test_every_call_is_recorded_with_its_time(autojump_clock: MockClock) -
 
 
 async def test_data_is_accepted_only_after_its_time(autojump_clock: MockClock) -> None:
-    device = SimulatedDevice(seconds_per_call=2)
+    device = SimulatedSink(seconds_per_call=2)
     await device.begin()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(device.write, views(b"a", b"b"))
@@ -64,7 +64,7 @@ async def test_a_cancel_is_seen_after_the_step_it_falls_into(
     autojump_clock: MockClock,
 ) -> None:
     """What was cancelled meanwhile is accepted, as by a thread that cannot stop."""
-    device = SimulatedDevice(seconds_per_call=2)
+    device = SimulatedSink(seconds_per_call=2)
     await device.begin()
     with trio.move_on_after(3) as scope:
         await device.write(views(b"a", b"b", b"c"))
@@ -77,7 +77,7 @@ async def test_a_cancel_is_seen_after_the_step_it_falls_into(
 async def test_a_cancelled_call_is_made_whole_and_says_so(
     autojump_clock: MockClock, name: str
 ) -> None:
-    device = SimulatedDevice(seconds_per_call=2)
+    device = SimulatedSink(seconds_per_call=2)
     await device.begin()
     with trio.move_on_after(1) as scope:
         await drive(device, name)
@@ -89,7 +89,7 @@ async def test_a_cancelled_call_is_made_whole_and_says_so(
 
 @pytest.mark.parametrize("name", ["begin", "write", "load_config", "finish", "abort"])
 async def test_a_call_fails_when_told_to(autojump_clock: MockClock, name: str) -> None:
-    device = SimulatedDevice(seconds_per_call=1, fails={name: errno.ENOSPC})
+    device = SimulatedSink(seconds_per_call=1, fails={name: errno.ENOSPC})
     calls = ["begin", "write", "load_config", "finish", "abort"]
     before = calls[: calls.index(name)]
     await drive(device, *before)
@@ -108,7 +108,7 @@ async def test_a_write_fails_at_a_byte(
     autojump_clock: MockClock, byte: int, loaded: bytes
 ) -> None:
     """With EIO unless told otherwise; the buffer that holds it is not accepted."""
-    device = SimulatedDevice(fails_at_byte=byte)
+    device = SimulatedSink(fails_at_byte=byte)
     await device.begin()
     if loaded == b"abcdef":
         await drive(device, "write")
@@ -121,7 +121,7 @@ async def test_a_write_fails_at_a_byte(
 async def test_fails_at_byte_takes_the_errno_of_write(
     autojump_clock: MockClock,
 ) -> None:
-    device = SimulatedDevice(fails_at_byte=4, fails={"write": errno.ENODEV})
+    device = SimulatedSink(fails_at_byte=4, fails={"write": errno.ENODEV})
     await device.begin()
     with pytest.raises(OSError, match="No such device"):
         await drive(device, "write")
@@ -131,7 +131,7 @@ async def test_fails_at_byte_takes_the_errno_of_write(
 @pytest.mark.parametrize("name", ["begin", "write", "load_config", "finish"])
 async def test_a_call_hangs_until_abort(autojump_clock: MockClock, name: str) -> None:
     """No cancel ends it; abort does, and it fails with ECANCELED."""
-    device = SimulatedDevice(hangs_in=name, seconds_after_abort=5)
+    device = SimulatedSink(hangs_in=name, seconds_after_abort=5)
     if name != "begin":
         await device.begin()
 
@@ -152,7 +152,7 @@ async def test_a_call_hangs_until_abort(autojump_clock: MockClock, name: str) ->
 
 
 async def test_a_write_hangs_at_a_byte(autojump_clock: MockClock) -> None:
-    device = SimulatedDevice(hangs_at_byte=4)
+    device = SimulatedSink(hangs_at_byte=4)
     await device.begin()
     async with trio.open_nursery() as nursery:
 
@@ -170,7 +170,7 @@ async def test_a_write_hangs_at_a_byte(autojump_clock: MockClock) -> None:
 async def test_abort_ends_a_step_that_merely_takes_long(
     autojump_clock: MockClock,
 ) -> None:
-    device = SimulatedDevice(seconds_per_call=100)
+    device = SimulatedSink(seconds_per_call=100)
     await device.begin()
     async with trio.open_nursery() as nursery:
 
@@ -201,7 +201,7 @@ async def test_abort_ends_a_step_that_merely_takes_long(
     ],
 )
 async def test_calls_out_of_order(calls: str, complaint: str) -> None:
-    device = SimulatedDevice()
+    device = SimulatedSink()
     *legal, illegal = calls.split()
     await drive(device, *legal)
     with pytest.raises(ContractViolation) as raised:
@@ -220,7 +220,7 @@ async def test_calls_out_of_order(calls: str, complaint: str) -> None:
 async def test_calls_after_one_that_failed(
     failing: str, following: str, complaint: str
 ) -> None:
-    device = SimulatedDevice(fails={failing: errno.EIO})
+    device = SimulatedSink(fails={failing: errno.EIO})
     if failing != "begin":
         await device.begin()
     with pytest.raises(OSError, match="Input/output"):
@@ -231,7 +231,7 @@ async def test_calls_after_one_that_failed(
 
 
 async def test_abort_may_follow_a_call_that_failed() -> None:
-    device = SimulatedDevice(fails={"write": errno.EIO})
+    device = SimulatedSink(fails={"write": errno.EIO})
     await device.begin()
     with pytest.raises(OSError, match="Input/output"):
         await drive(device, "write")
@@ -240,7 +240,7 @@ async def test_abort_may_follow_a_call_that_failed() -> None:
 
 
 async def test_two_calls_at_once(autojump_clock: MockClock) -> None:
-    device = SimulatedDevice(seconds_per_call=1)
+    device = SimulatedSink(seconds_per_call=1)
     await device.begin()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(drive, device, "write")
@@ -250,7 +250,7 @@ async def test_two_calls_at_once(autojump_clock: MockClock) -> None:
 
 
 async def test_two_aborts_during_a_call(autojump_clock: MockClock) -> None:
-    device = SimulatedDevice(hangs_in="begin", seconds_after_abort=1)
+    device = SimulatedSink(hangs_in="begin", seconds_after_abort=1)
 
     async def begin() -> None:
         with pytest.raises(OSError, match="canceled"):
@@ -265,7 +265,7 @@ async def test_two_aborts_during_a_call(autojump_clock: MockClock) -> None:
 
 
 async def test_an_empty_buffer() -> None:
-    device = SimulatedDevice()
+    device = SimulatedSink()
     await device.begin()
     with pytest.raises(ContractViolation, match="write of an empty buffer"):
         await device.write(views(b""))
@@ -274,12 +274,12 @@ async def test_an_empty_buffer() -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: SimulatedDevice(fails={"wirte": errno.EIO}),
-        lambda: SimulatedDevice(hangs_in="wirte"),
+        lambda: SimulatedSink(fails={"wirte": errno.EIO}),
+        lambda: SimulatedSink(hangs_in="wirte"),
     ],
 )
 def test_a_fault_in_a_call_that_does_not_exist(
-    make: Callable[[], SimulatedDevice],
+    make: Callable[[], SimulatedSink],
 ) -> None:
     with pytest.raises(ValueError, match="a device has no call 'wirte'"):
         make()
@@ -287,12 +287,12 @@ def test_a_fault_in_a_call_that_does_not_exist(
 
 def test_an_abort_that_hangs_would_never_end() -> None:
     with pytest.raises(ValueError, match="abort is what ends"):
-        SimulatedDevice(hangs_in="abort")
+        SimulatedSink(hangs_in="abort")
 
 
 async def test_a_device_that_takes_no_time_lets_others_run() -> None:
     """Every call is a checkpoint, so that nothing hangs on a device without cost."""
-    device = SimulatedDevice()
+    device = SimulatedSink()
     for name in ("begin", "write", "load_config", "finish"):
         with trio.testing.assert_checkpoints():
             await drive(device, name)

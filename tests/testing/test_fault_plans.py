@@ -25,7 +25,7 @@ from trio_vfio.testing import (
     Fault,
     FaultPlan,
     LinkFault,
-    SimulatedDevice,
+    SimulatedSink,
     SimulatedSource,
     SinkFault,
     SourceFault,
@@ -174,8 +174,8 @@ def test_a_last_word_that_is_lost_is_said() -> None:
 def test_a_device_of_ones_own_takes_the_place_of_the_simulated_one() -> None:
     made: list[object] = []
 
-    def sink(plan: DevicePlan) -> SimulatedDevice:
-        made.append(SimulatedDevice(seconds_per_call=3.0))
+    def sink(plan: DevicePlan) -> SimulatedSink:
+        made.append(SimulatedSink(seconds_per_call=3.0))
         return made[-1]  # type: ignore[return-value]
 
     def source(plan: DevicePlan) -> SimulatedSource:
@@ -188,7 +188,7 @@ def test_a_device_of_ones_own_takes_the_place_of_the_simulated_one() -> None:
     assert result.destination == "completed"
     given, taken = made
     assert isinstance(given, SimulatedSource)
-    assert isinstance(taken, SimulatedDevice)
+    assert isinstance(taken, SimulatedSink)
     assert taken.loaded == given.state
     assert taken.config == b"its own"
     # A buffer, the config, and the end.

@@ -15,7 +15,7 @@ from trio_vfio import open_incoming
 from trio_vfio.testing import (
     LinkStream,
     ScriptedSource,
-    SimulatedDevice,
+    SimulatedSink,
     SimulatedSource,
     link,
     state_packets,
@@ -550,7 +550,7 @@ def test_connections_that_there_are_not(name: Any) -> None:
 async def test_a_late_channel_delays_only_the_load(autojump_clock: MockClock) -> None:
     state = SimulatedSource(size=4 * MIB).state
     buffers = [state[at : at + MIB] for at in range(0, 4 * MIB, MIB)]
-    sink = SimulatedDevice(seconds_per_mib=2)
+    sink = SimulatedSink(seconds_per_mib=2)
     here, there = link(delay={0: 10})
     async with open_incoming(there, {"a/vfio": sink}) as incoming:
         source = await ScriptedSource.connect(here)

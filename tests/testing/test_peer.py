@@ -13,6 +13,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vfio import (
+    Connect,
     DeadlineExceeded,
     Deadlines,
     DestinationFailed,
@@ -24,12 +25,11 @@ from trio_vfio import (
 from trio_vfio._wire._return_path import shut
 from trio_vfio.testing import (
     Close,
-    Connect,
     MainStream,
     MemoryListener,
     Piece,
     ScriptedPeer,
-    SimulatedDevice,
+    SimulatedSink,
     SimulatedSource,
     Wait,
     config_packet,
@@ -53,12 +53,12 @@ HOUR = 3600.0
 
 async def receive(
     peer: ScriptedPeer, there: list[MemoryListener]
-) -> tuple[MigrationResult, dict[str, SimulatedDevice]]:
+) -> tuple[MigrationResult, dict[str, SimulatedSink]]:
     """Receive whatever devices *peer* sends."""
-    devices: dict[str, SimulatedDevice] = {}
+    devices: dict[str, SimulatedSink] = {}
 
-    def make(idstr: str, instance_id: int) -> SimulatedDevice:
-        devices[idstr] = SimulatedDevice()
+    def make(idstr: str, instance_id: int) -> SimulatedSink:
+        devices[idstr] = SimulatedSink()
         return devices[idstr]
 
     async with trio.open_nursery() as nursery:
@@ -73,7 +73,7 @@ async def test_a_hostile_source_in_five_lines(autojump_clock: MockClock) -> None
     stream = MainStream()
     script = [Piece(0, "main", stream.begin(A)), Piece(60, "main", b"GET / HTTP/1.1")]
     with pytest.raises(MigrationFailed, check=lambda e: "main" in str(e.exceptions[0])):
-        async with open_incoming(there, {A: SimulatedDevice()}):
+        async with open_incoming(there, {A: SimulatedSink()}):
             await ScriptedPeer(connect, script).run()
     assert trio.current_time() == 60
 
@@ -97,7 +97,7 @@ async def test_packets_of_one_device_spread_over_hours(
             Piece(20 * HOUR, 1, config_packet(A, 3, b"blob")),
         ],
     )
-    device = SimulatedDevice()
+    device = SimulatedSink()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(peer.run)
         deadlines = Deadlines(silence=None)

@@ -46,18 +46,18 @@ def test_whole_migrations_in_virtual_time(tmp_path: Path, mode: str) -> None:
         tmp_path,
         mode=mode,
         tests="""
-async def test_migrate(vfio_migrate, simulated_source, simulated_device):
+async def test_migrate(vfio_migrate, simulated_source, simulated_sink):
     source = simulated_source(size=10_000_000, seconds_per_mib=20)
-    sink = simulated_device()
+    sink = simulated_sink()
     migrated = await vfio_migrate({A: source}, {A: sink}, outgoing={"channels": 3})
     assert sink.loaded == source.state
     assert len(migrated.incoming.channels) == 3
     assert migrated.incoming.status == migrated.outgoing.status == "completed"
     assert trio.current_time() > 150
 
-async def test_link(vfio_link, simulated_device):
+async def test_link(vfio_link, simulated_sink):
     connect, there = vfio_link
-    sink = simulated_device(seconds_per_call=20)
+    sink = simulated_sink(seconds_per_call=20)
     async with open_incoming(there, {A: sink}) as incoming:
         source = await ScriptedSource.connect(connect)
         await source.begin(A)
@@ -84,17 +84,17 @@ def test_a_migration_that_fails(tmp_path: Path) -> None:
     output = run(
         tmp_path,
         """
-async def test_sink(vfio_migrate, simulated_source, simulated_device):
-    sink = simulated_device(fails={"finish": errno.EINVAL})
+async def test_sink(vfio_migrate, simulated_source, simulated_sink):
+    sink = simulated_sink(fails={"finish": errno.EINVAL})
     with pytest.RaisesGroup(
         pytest.RaisesGroup(DeviceError), pytest.RaisesGroup(DestinationFailed)
     ):
         await vfio_migrate({A: simulated_source(size=10)}, {A: sink})
 
-async def test_begin(vfio_migrate, simulated_source, simulated_device):
+async def test_begin(vfio_migrate, simulated_source, simulated_sink):
     source = simulated_source(fails={"begin": errno.EINVAL})
     with pytest.raises(ExceptionGroup) as failed:
-        await vfio_migrate({A: source}, {A: simulated_device()})
+        await vfio_migrate({A: source}, {A: simulated_sink()})
     assert failed.group_contains(DeviceError, match="begin")
 """,
     )
@@ -105,12 +105,12 @@ def test_a_device_that_was_forgotten_fails_its_test(tmp_path: Path) -> None:
     output = run(
         tmp_path,
         """
-async def test_forgotten(simulated_device, simulated_source):
-    done = simulated_device()
+async def test_forgotten(simulated_sink, simulated_source):
+    done = simulated_sink()
     await done.begin()
     await done.finish()
-    never_used = simulated_device()
-    sink, source = simulated_device(), simulated_source()
+    never_used = simulated_sink()
+    sink, source = simulated_sink(), simulated_source()
     await sink.begin()
     await source.begin()
     await source.stop()
@@ -118,5 +118,5 @@ async def test_forgotten(simulated_device, simulated_source):
 """,
     )
     assert "1 passed, 1 error" in output, output
-    expected = "in order of their making: SimulatedDevice 2: last called was begin"
+    expected = "in order of their making: SimulatedSink 2: last called was begin"
     assert expected in output

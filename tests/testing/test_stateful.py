@@ -13,7 +13,7 @@ from trio_vfio import StateSink
 from trio_vfio._receive._reorder import ReorderQueue
 from trio_vfio._receive._router import Router
 from trio_vfio._wire._multifd import StateHeader
-from trio_vfio.testing import SimulatedDevice
+from trio_vfio.testing import SimulatedSink
 from trio_vfio.testing.stateful import IncomingMachine
 
 # As they are found: to shrink them takes longer.
@@ -57,7 +57,7 @@ class ForgetfulSinks(IncomingMachine):
 
 class RefusingSinks(IncomingMachine):
     def make_sink(self, idstr: str) -> StateSink:
-        return SimulatedDevice(fails={"load_config": 5})
+        return SimulatedSink(fails={"load_config": 5})
 
 
 def test_a_sink_that_drops_data_is_found() -> None:

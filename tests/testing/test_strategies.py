@@ -19,7 +19,7 @@ from trio_vfio._wire._multifd import StateHeader, state_header_untrusted
 from trio_vfio.testing import (
     Close,
     ScriptedPeer,
-    SimulatedDevice,
+    SimulatedSink,
     link,
 )
 from trio_vfio.testing.strategies import (
@@ -34,10 +34,10 @@ from trio_vfio.testing.strategies import (
 )
 
 
-def receive(schedule: Schedule, seconds: float = 0.0) -> dict[str, SimulatedDevice]:
+def receive(schedule: Schedule, seconds: float = 0.0) -> dict[str, SimulatedSink]:
     """Receive it; return its devices. In the end the source leaves."""
     devices = {
-        idstr: SimulatedDevice(seconds_per_call=seconds)
+        idstr: SimulatedSink(seconds_per_call=seconds)
         for idstr in schedule.stream.devices
     }
 
@@ -94,7 +94,7 @@ def test_any_schedule_loads_the_same_state(schedule: Schedule, seconds: float) -
 @settings(max_examples=100)
 def test_any_damage_ends_in_a_defined_way(schedule: Schedule) -> None:
     """Complete, or failed for a reason that is the peer's, and nothing half-done."""
-    devices: dict[str, SimulatedDevice] = {}
+    devices: dict[str, SimulatedSink] = {}
     try:
         devices = receive(schedule)
     except ExceptionGroup as failed:

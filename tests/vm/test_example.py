@@ -19,7 +19,7 @@ import attrs
 import pytest
 import trio
 
-from trio_vfio import NullDevice, open_incoming
+from trio_vfio import NullSink, open_incoming
 
 from . import mtty, qemu
 from .checks import PAD_KIB, Mttys, check_received, make_devices
@@ -132,7 +132,7 @@ async def test_a_guest_that_has_gone(mttys: Mttys, tmp_path: Path) -> None:
     ):
         await source.wait_running()
         address = f"unix:{tmp_path / 'gone'}"
-        async with open_incoming(address, {idstr(): NullDevice()}) as incoming:
+        async with open_incoming(address, {idstr(): NullSink()}) as incoming:
             await source.migrate(address)
             await incoming.wait_complete()
         assert await source.wait_status() == "completed"

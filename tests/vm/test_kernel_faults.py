@@ -14,8 +14,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trio_vfio import FileSource, KernelDevice, KernelSource, StateSink, StateSource
-from trio_vfio.testing import SimulatedDevice, SimulatedSource
+from trio_vfio import FileSource, StateSink, StateSource, VfioSink, VfioSource
+from trio_vfio.testing import SimulatedSink, SimulatedSource
 
 from . import mtty
 from .moving import DEVICE, Moved, move
@@ -38,7 +38,7 @@ def saved(path: Path, data: bytes) -> FileSource:
 
 async def load(source: StateSource, sink: Mtty) -> Moved:
     """Try to load a device; what holds for each that fails, holds."""
-    moved = await move({DEVICE: source}, {DEVICE: KernelDevice(sink.uuid)})
+    moved = await move({DEVICE: source}, {DEVICE: VfioSink(sink.uuid)})
     assert not moved.completed
     assert moved.received is not None and moved.sent is not None
     assert moved.received.status == moved.sent.status == "failed"
@@ -91,10 +91,10 @@ async def test_state_of_another_kind_of_device(mttys: Create, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("through", ["cdev", "group"])
-@pytest.mark.parametrize("kind", [KernelDevice, KernelSource])
+@pytest.mark.parametrize("kind", [VfioSink, VfioSource])
 async def test_a_device_in_use(
     mttys: Create,
-    kind: type[KernelDevice] | type[KernelSource],
+    kind: type[VfioSink] | type[VfioSource],
     through: Literal["cdev", "group"],
 ) -> None:
     (device,) = mttys()
@@ -124,7 +124,7 @@ async def test_config_of_another_device(mttys: Create, tmp_path: Path) -> None:
 
 
 async def config_of(device: Mtty) -> bytes:
-    source = KernelSource(device.uuid)
+    source = VfioSource(device.uuid)
     await source.open()
     blob = await source.config()
     await source.abort()
@@ -139,7 +139,7 @@ async def test_a_difference_that_the_caller_allows(
     blob = bytearray(await config_of(device))
     blob[4:6] = b"\xb3\x15"
     (tmp_path / "state.config").write_bytes(blob)
-    async with KernelDevice(device.uuid, check_config=False) as sink:
+    async with VfioSink(device.uuid, check_config=False) as sink:
         moved = await move({DEVICE: source}, {DEVICE: sink})
         assert moved.completed
         assert sink.config is not None
@@ -149,7 +149,7 @@ async def test_a_difference_that_the_caller_allows(
 async def test_no_config_at_all(mttys: Create, tmp_path: Path) -> None:
     """A source may know of none, and a bus without one has none."""
     (device,) = mttys()
-    async with KernelDevice(device.uuid) as sink:
+    async with VfioSink(device.uuid) as sink:
         moved = await move({DEVICE: saved(tmp_path, device.saved())}, {DEVICE: sink})
         assert moved.completed
         assert sink.config is None
@@ -173,7 +173,7 @@ async def test_a_source_that_does_not_get_there(
     (device,) = mttys()
     device.poke(SCRATCH, 0x77)
     fail(state)
-    moved = await move({DEVICE: KernelSource(device.uuid)}, {DEVICE: SimulatedDevice()})
+    moved = await move({DEVICE: VfioSource(device.uuid)}, {DEVICE: SimulatedSink()})
     assert moved.sent is not None and moved.sent.status == "failed"
     call = f"VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE to {was}: Input/output error"
     text = f"{DEVICE}: {operation}: EIO: {call}; the device is in {now}"
@@ -186,8 +186,8 @@ async def test_a_walk_that_ends_half_way(mttys: Create) -> None:
     """Without pre-copy a source has several steps to STOP_COPY."""
     (device,) = mttys()
     fail(STOP_COPY)
-    source = KernelSource(device.uuid, precopy=False)
-    moved = await move({DEVICE: source}, {DEVICE: SimulatedDevice()})
+    source = VfioSource(device.uuid, precopy=False)
+    moved = await move({DEVICE: source}, {DEVICE: SimulatedSink()})
     assert moved.sent is not None
     assert any(
         each.endswith("to STOP_COPY: Input/output error; the device is in STOP")
@@ -201,7 +201,7 @@ async def test_a_sink_that_does_not_get_ready(mttys: Create) -> None:
     (device,) = mttys()
     fail(RESUMING)
     with pytest.raises(OSError, match=r"to RESUMING: .*; the device is in STOP$"):
-        await KernelDevice(device.uuid).begin()
+        await VfioSink(device.uuid).begin()
     mtty.clear_parameters()
     assert device.state() == "RUNNING"
 
@@ -209,7 +209,7 @@ async def test_a_sink_that_does_not_get_ready(mttys: Create) -> None:
 async def test_a_source_that_must_be_reset(mttys: Create) -> None:
     """Invariant: it runs, and whoever has lost its state hears of that."""
     (device,) = mttys()
-    source = KernelSource(device.uuid)
+    source = VfioSource(device.uuid)
     await source.begin()
     # On the way back to RUNNING, from PRE_COPY.
     fail(RUNNING)
@@ -224,7 +224,7 @@ async def test_a_source_that_breaks(mttys: Create) -> None:
     (device,) = mttys()
     mtty.parameter("fail_breaks", 1)
     fail(STOP_COPY)
-    moved = await move({DEVICE: KernelSource(device.uuid)}, {DEVICE: SimulatedDevice()})
+    moved = await move({DEVICE: VfioSource(device.uuid)}, {DEVICE: SimulatedSink()})
     assert moved.sent is not None
     stop, abort = (each for each in moved.sent.errors if each.startswith(DEVICE))
     assert stop.startswith(f"{DEVICE}: stop: EIO: ")
@@ -245,24 +245,24 @@ async def test_a_device_that_was_left_broken(mttys: Create, tmp_path: Path) -> N
     mtty.clear_parameters()
     assert device.state() == "ERROR"
     with pytest.raises(OSError, match="in ERROR: it has failed; only a reset"):
-        await KernelSource(device.uuid).begin()
-    async with KernelDevice(device.uuid) as sink:
+        await VfioSource(device.uuid).begin()
+    async with VfioSink(device.uuid) as sink:
         moved = await move({DEVICE: source}, {DEVICE: sink})
         assert moved.completed
         await sink.run()
     assert device.state() == "RUNNING"
 
 
-@pytest.mark.parametrize("kind", [KernelDevice, KernelSource])
+@pytest.mark.parametrize("kind", [VfioSink, VfioSource])
 async def test_a_device_that_is_lost(
-    mttys: Create, kind: type[KernelDevice] | type[KernelSource]
+    mttys: Create, kind: type[VfioSink] | type[VfioSource]
 ) -> None:
     (found,) = mttys()
     device = kind(found.uuid)
     await device.begin()
     mtty.parameter("fail_reset", errno.EIO)
     fail(RUNNING)
-    state = "RESUMING" if kind is KernelDevice else "PRE_COPY"
+    state = "RESUMING" if kind is VfioSink else "PRE_COPY"
     with pytest.raises(
         OSError,
         match="VFIO_DEVICE_RESET: Input/output error; the device is in"
@@ -280,7 +280,7 @@ async def test_the_name_of_a_lost_device_is_in_the_result(
     (device,) = mttys()
     source = saved(tmp_path, device.saved()[:-1])
     mtty.parameter("fail_reset", errno.EIO)
-    moved = await move({DEVICE: source}, {DEVICE: KernelDevice(device.uuid)})
+    moved = await move({DEVICE: source}, {DEVICE: VfioSink(device.uuid)})
     assert moved.received is not None
     assert [
         each.partition(": ")[2].split(":")[0] for each in moved.received.errors
@@ -300,8 +300,8 @@ async def test_a_source_that_was_left_half_saved(mttys: Create, state: str) -> N
     a, b = mttys(count=2)
     a.poke(SCRATCH, 0x31)
     a.leave_in(state)
-    async with KernelDevice(b.uuid) as sink:
-        moved = await move({DEVICE: KernelSource(a.uuid)}, {DEVICE: sink})
+    async with VfioSink(b.uuid) as sink:
+        moved = await move({DEVICE: VfioSource(a.uuid)}, {DEVICE: sink})
         assert moved.completed
         await sink.run()
     assert b.registers()[-1] == 0x31
@@ -311,7 +311,7 @@ async def test_a_source_that_has_no_state(mttys: Create) -> None:
     (device,) = mttys()
     device.leave_in("RESUMING")
     with pytest.raises(OSError, match="left it with a part of a state") as caught:
-        await KernelSource(device.uuid).begin()
+        await VfioSource(device.uuid).begin()
     assert caught.value.errno == errno.EBUSY
     # Nothing of it was changed.
     assert device.state() == "RESUMING"
@@ -322,8 +322,8 @@ async def test_a_sink_that_was_left_behind(mttys: Create, state: str) -> None:
     a, b = mttys(count=2)
     a.poke(SCRATCH, 0x31)
     b.leave_in(state)
-    async with KernelDevice(b.uuid) as sink:
-        moved = await move({DEVICE: KernelSource(a.uuid)}, {DEVICE: sink})
+    async with VfioSink(b.uuid) as sink:
+        moved = await move({DEVICE: VfioSource(a.uuid)}, {DEVICE: sink})
         assert moved.completed
         await sink.run()
     assert b.registers()[-1] == 0x31
@@ -334,7 +334,7 @@ async def test_a_sink_that_was_left_behind(mttys: Create, state: str) -> None:
 Call = Callable[[], Awaitable[object]]
 
 
-def calls_of_a_sink(sink: KernelDevice) -> Iterator[tuple[str, Call]]:
+def calls_of_a_sink(sink: VfioSink) -> Iterator[tuple[str, Call]]:
     yield "open", sink.open
     yield "begin", sink.begin
     yield "write", partial(sink.write, iter([memoryview(b"x")]))
@@ -344,7 +344,7 @@ def calls_of_a_sink(sink: KernelDevice) -> Iterator[tuple[str, Call]]:
     yield "run", sink.run
 
 
-def calls_of_a_source(source: KernelSource) -> Iterator[tuple[str, Call]]:
+def calls_of_a_source(source: VfioSource) -> Iterator[tuple[str, Call]]:
     yield "open", source.open
     yield "begin", source.begin
     yield "pending", source.pending
@@ -365,7 +365,7 @@ async def is_made(call: Call) -> bool:
 
 async def test_a_cancelled_call_of_a_sink_changes_nothing(mttys: Create) -> None:
     (device,) = mttys()
-    sink = KernelDevice(device.uuid)
+    sink = VfioSink(device.uuid)
     for name, call in calls_of_a_sink(sink):
         assert not await is_made(call), name
     assert device.state() == "RUNNING"
@@ -383,7 +383,7 @@ async def test_a_cancelled_call_of_a_sink_changes_nothing(mttys: Create) -> None
 
 async def test_a_cancelled_call_of_a_source_changes_nothing(mttys: Create) -> None:
     with mttys()[0].opened() as fd:
-        source = KernelSource(fd)
+        source = VfioSource(fd)
         for name, call in calls_of_a_source(source):
             assert not await is_made(call), name
         assert mtty.state_of(fd) == "RUNNING"
@@ -400,7 +400,7 @@ async def test_a_cancel_during_a_blocked_write(mttys: Create) -> None:
     (device,) = mttys(pad_kib=3 * 1024)
     state = device.saved()
     mtty.parameter("write_msecs", 400)
-    sink = KernelDevice(device.uuid)
+    sink = VfioSink(device.uuid)
     await sink.begin()
     pieces = [memoryview(state)[n << 20 :][: 1 << 20] for n in range(3)]
     taken: list[int] = []
@@ -436,7 +436,7 @@ async def test_an_abort_during_a_blocked_write(mttys: Create) -> None:
     (device,) = mttys(pad_kib=2 * 1024)
     state = device.saved()
     mtty.parameter("write_msecs", 300)
-    sink = KernelDevice(device.uuid)
+    sink = VfioSink(device.uuid)
     await sink.begin()
     began = trio.Event()
     raised: list[OSError] = []
@@ -467,7 +467,7 @@ async def test_an_abort_during_a_blocked_read(mttys: Create) -> None:
     device.poke(SCRATCH, 0x21)
     mtty.parameter("read_msecs", 300)
     mtty.parameter("short_io", 1000)
-    source = KernelSource(device.uuid, precopy=False)
+    source = VfioSource(device.uuid, precopy=False)
     await source.begin()
     await source.stop()
     raised: list[OSError] = []
@@ -491,7 +491,7 @@ async def test_an_abort_during_a_blocked_read(mttys: Create) -> None:
 async def test_a_device_that_was_closed(mttys: Create) -> None:
     """Its number may be another file's by then, and is not used again."""
     a, b = mttys(count=2)
-    sink, source = KernelDevice(a.uuid), KernelSource(b.uuid)
+    sink, source = VfioSink(a.uuid), VfioSource(b.uuid)
     await sink.begin()
     await sink.aclose()
     await source.begin()
@@ -514,10 +514,10 @@ async def test_a_device_that_was_closed(mttys: Create) -> None:
 
 async def test_a_source_that_is_closed_as_it_is(mttys: Create) -> None:
     (device,) = mttys()
-    async with KernelSource(device.uuid) as source:
+    async with VfioSource(device.uuid) as source:
         await source.open()
         with pytest.raises(OSError, match="in use"):
-            await KernelSource(device.uuid).open()
+            await VfioSource(device.uuid).open()
     assert device.state() == "RUNNING"
 
 
@@ -534,8 +534,8 @@ async def test_a_blocked_read_blocks_nobody(mttys: Create) -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(tick)
-        async with KernelDevice(b.uuid) as sink:
-            moved = await move({DEVICE: KernelSource(a.uuid)}, {DEVICE: sink})
+        async with VfioSink(b.uuid) as sink:
+            moved = await move({DEVICE: VfioSource(a.uuid)}, {DEVICE: sink})
         nursery.cancel_scope.cancel(reason="the test has seen enough")
     assert moved.completed
     assert ticks > 5
@@ -546,11 +546,11 @@ async def test_one_device_fails_and_both_are_reset(mttys: Create) -> None:
     a, b = mttys(count=2)
     other = "0000:00:05.0/vfio"
     sources: dict[str, StateSource] = {
-        DEVICE: KernelSource(a.uuid),
+        DEVICE: VfioSource(a.uuid),
         other: SimulatedSource(size=1000),
     }
-    failing = SimulatedDevice(seconds_per_call=0.2, fails={"finish": errno.EIO})
-    sinks: dict[str, StateSink] = {DEVICE: KernelDevice(b.uuid), other: failing}
+    failing = SimulatedSink(seconds_per_call=0.2, fails={"finish": errno.EIO})
+    sinks: dict[str, StateSink] = {DEVICE: VfioSink(b.uuid), other: failing}
     moved = await move(sources, sinks)
     assert not moved.completed
     assert {a.state(), b.state()} == {"RUNNING"}

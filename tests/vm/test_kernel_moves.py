@@ -12,10 +12,10 @@ import pytest
 import trio
 
 from trio_vfio import (
-    FileDevice,
+    FileSink,
     FileSource,
-    KernelDevice,
-    KernelSource,
+    VfioSink,
+    VfioSource,
     run_devices,
 )
 from trio_vfio._device._vfio._states import MigrationFlags
@@ -34,7 +34,7 @@ HEADER: Final = 24
 REGISTERS: Final = bytes([0x05, 0x1B, 0x0F, 0xA5])
 
 
-async def move_device(source: KernelSource, sink: KernelDevice) -> Moved:
+async def move_device(source: VfioSource, sink: VfioSink) -> Moved:
     """Move one device, let it run, and close it."""
     async with sink:
         moved = await move({DEVICE: source}, {DEVICE: sink})
@@ -51,8 +51,8 @@ async def move_device(source: KernelSource, sink: KernelDevice) -> Moved:
 async def test_registers(mttys: Create, here: Way, there: Way, precopy: bool) -> None:
     a, b = mttys(count=2)
     a.set_registers(REGISTERS)
-    source = KernelSource(a.uuid, through=here, precopy=precopy)
-    moved = await move_device(source, KernelDevice(b.uuid, through=there))
+    source = VfioSource(a.uuid, through=here, precopy=precopy)
+    moved = await move_device(source, VfioSink(b.uuid, through=there))
     assert moved.completed
     assert moved.received is not None
     (device,) = moved.received.devices
@@ -64,17 +64,17 @@ async def test_registers(mttys: Create, here: Way, there: Way, precopy: bool) ->
 
 async def test_the_source_is_let_go_of(mttys: Create) -> None:
     a, b = mttys(count=2)
-    await move_device(KernelSource(a.uuid), KernelDevice(b.uuid))
+    await move_device(VfioSource(a.uuid), VfioSink(b.uuid))
     assert a.state() == "STOP"
     # And can be saved as it stands, without a pre-copy.
-    moved = await move_device(KernelSource(a.uuid), KernelDevice(b.uuid))
+    moved = await move_device(VfioSource(a.uuid), VfioSink(b.uuid))
     assert moved.received is not None
     assert moved.received.devices[0].precopy_bytes == 0
 
 
 async def test_a_copy_lets_the_source_run_on(mttys: Create) -> None:
     a, b = mttys(count=2)
-    await move_device(KernelSource(a.uuid, run_on=True), KernelDevice(b.uuid))
+    await move_device(VfioSource(a.uuid, run_on=True), VfioSink(b.uuid))
     assert a.state() == "RUNNING"
 
 
@@ -100,10 +100,10 @@ async def test_writes_go_on_while_it_is_saved(mttys: Create) -> None:
 
         thread.start()
         try:
-            sink = KernelDevice(b.uuid)
+            sink = VfioSink(b.uuid)
             async with sink:
                 moved = await move(
-                    {DEVICE: KernelSource(fd)},
+                    {DEVICE: VfioSource(fd)},
                     {DEVICE: sink},
                     before_switchover=stop_guest,
                 )
@@ -123,9 +123,9 @@ async def test_writes_go_on_while_it_is_saved(mttys: Create) -> None:
 async def test_a_large_state_over_many_channels(mttys: Create) -> None:
     a, b = mttys(count=2, pad_kib=5000)
     a.set_registers(REGISTERS)
-    sink = KernelDevice(b.uuid)
+    sink = VfioSink(b.uuid)
     async with sink:
-        moved = await move({DEVICE: KernelSource(a.uuid)}, {DEVICE: sink}, channels=5)
+        moved = await move({DEVICE: VfioSource(a.uuid)}, {DEVICE: sink}, channels=5)
         assert moved.completed
         await sink.run()
     assert moved.received is not None
@@ -138,7 +138,7 @@ async def test_a_large_state_over_many_channels(mttys: Create) -> None:
 async def test_devices_with_two_ports(mttys: Create) -> None:
     a, b = mttys(ports=2, count=2)
     a.set_registers(REGISTERS + bytes(reversed(REGISTERS)))
-    await move_device(KernelSource(a.uuid), KernelDevice(b.uuid))
+    await move_device(VfioSource(a.uuid), VfioSink(b.uuid))
     assert b.registers() == a.registers()
 
 
@@ -148,10 +148,10 @@ async def test_several_devices_together(mttys: Create) -> None:
     for number, each in enumerate(sources):
         each.poke(SCRATCH, 0x50 + number)
     names = [f"0000:00:0{4 + number}.0/vfio" for number in range(3)]
-    opened = [KernelDevice(each.uuid) for each in sinks]
+    opened = [VfioSink(each.uuid) for each in sinks]
     moved = await move(
         {
-            name: KernelSource(each.uuid)
+            name: VfioSource(each.uuid)
             for name, each in zip(names, sources, strict=True)
         },
         dict(zip(names, opened, strict=True)),
@@ -168,8 +168,8 @@ async def test_several_devices_together(mttys: Create) -> None:
 async def test_a_device_that_works_with_others_first(mttys: Create) -> None:
     """Each stands between the two states of a start that others take part in."""
     a, b = mttys(count=2)
-    async with KernelDevice(b.uuid) as sink:
-        await move({DEVICE: KernelSource(a.uuid)}, {DEVICE: sink})
+    async with VfioSink(b.uuid) as sink:
+        await move({DEVICE: VfioSource(a.uuid)}, {DEVICE: sink})
         assert mtty.state_of(sink.fileno()) == "STOP"
         await sink.run_p2p()
         assert mtty.state_of(sink.fileno()) == "RUNNING_P2P"
@@ -181,10 +181,10 @@ async def test_to_a_file_and_back(mttys: Create, tmp_path: Path) -> None:
     a, b = mttys(count=2, pad_kib=1500)
     a.set_registers(REGISTERS)
     kept = tmp_path / "state"
-    first = await move({DEVICE: KernelSource(a.uuid)}, {DEVICE: FileDevice(kept)})
+    first = await move({DEVICE: VfioSource(a.uuid)}, {DEVICE: FileSink(kept)})
     assert first.completed
     assert kept.read_bytes() == a.saved()
-    sink = KernelDevice(b.uuid)
+    sink = VfioSink(b.uuid)
     async with sink:
         second = await move({DEVICE: FileSource(kept)}, {DEVICE: sink})
         assert second.completed
@@ -208,8 +208,8 @@ async def test_devices_that_can_do_less(mttys: Create, flags: MigrationFlags) ->
     mtty.parameter("hide_flags", (P2P | PRE_COPY) & ~flags)
     a, b = mttys(count=2, pad_kib=100)
     a.set_registers(REGISTERS)
-    async with KernelDevice(b.uuid) as sink:
-        moved = await move({DEVICE: KernelSource(a.uuid)}, {DEVICE: sink})
+    async with VfioSink(b.uuid) as sink:
+        moved = await move({DEVICE: VfioSource(a.uuid)}, {DEVICE: sink})
         assert moved.completed
         await sink.run_p2p()
         state = mtty.state_of(sink.fileno())
@@ -228,7 +228,7 @@ async def test_drivers_that_say_it_another_way(mttys: Create, parameter: str) ->
     a, b = mttys(count=2, pad_kib=100)
     mtty.parameter(parameter, 1)
     a.set_registers(REGISTERS)
-    moved = await move_device(KernelSource(a.uuid), KernelDevice(b.uuid))
+    moved = await move_device(VfioSource(a.uuid), VfioSink(b.uuid))
     assert moved.received is not None
     assert moved.received.devices[0].precopy_bytes == HEADER
     assert b.registers() == REGISTERS
@@ -238,7 +238,7 @@ async def test_short_reads_and_writes(mttys: Create) -> None:
     a, b = mttys(count=2, pad_kib=8)
     mtty.parameter("short_io", 7)
     a.set_registers(REGISTERS)
-    moved = await move_device(KernelSource(a.uuid), KernelDevice(b.uuid))
+    moved = await move_device(VfioSource(a.uuid), VfioSink(b.uuid))
     assert moved.received is not None
     # They do not make short packets.
     assert moved.received.devices[0].buffers == 1
@@ -248,7 +248,7 @@ async def test_short_reads_and_writes(mttys: Create) -> None:
 async def test_a_kernel_source_keeps_to_the_contract(mttys: Create) -> None:
     (a,) = mttys(pad_kib=300)
     state = a.saved()
-    await check_state_source(lambda: KernelSource(a.uuid, run_on=True), state)
+    await check_state_source(lambda: VfioSource(a.uuid, run_on=True), state)
     assert a.state() == "RUNNING"
 
 
@@ -257,7 +257,7 @@ async def test_twenty_migrations_leave_nothing_behind(mttys: Create) -> None:
     devices = [a, b]
     after: list[tuple[int, int, int]] = []
     for _ in range(20):
-        await move_device(KernelSource(devices[0].uuid), KernelDevice(devices[1].uuid))
+        await move_device(VfioSource(devices[0].uuid), VfioSink(devices[1].uuid))
         devices.reverse()
         tasks = trio.lowlevel.current_statistics().tasks_living
         fds = len(os.listdir("/proc/self/fd"))

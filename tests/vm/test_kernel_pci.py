@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 import pytest
 
-from trio_vfio import KernelDevice, KernelDeviceInfo, kernel_devices
+from trio_vfio import KernelDeviceInfo, VfioSink, kernel_devices
 
 ALONE: Final = "0000:00:1d.0"
 SHARING: Final = "0000:00:1e.1"
@@ -49,7 +49,7 @@ async def info(name: str) -> KernelDeviceInfo:
 async def test_no_migration(way: Literal["cdev", "group"]) -> None:
     with bound(ALONE):
         with pytest.raises(OSError, match="its driver does not support mig") as caught:
-            await KernelDevice(ALONE, through=way).begin()
+            await VfioSink(ALONE, through=way).begin()
         assert caught.value.errno == errno.ENOTTY
         found = await info(ALONE)
         assert not found.usable
@@ -64,7 +64,7 @@ async def test_no_migration(way: Literal["cdev", "group"]) -> None:
 async def test_a_group_that_is_not_viable(way: Literal["cdev", "group"]) -> None:
     with bound(SHARING):
         with pytest.raises(OSError) as caught:
-            await KernelDevice(SHARING, through=way).begin()
+            await VfioSink(SHARING, through=way).begin()
         if way == "group":
             assert caught.value.errno == errno.EPERM
             assert "is not viable: " in str(caught.value)
@@ -87,13 +87,13 @@ async def test_without_an_iommu() -> None:
             assert found.problem is not None
             assert "VFIO_DEVICE_FEATURE_MIGRATION" in found.problem
             with pytest.raises(OSError, match="does not support migration"):
-                await KernelDevice(FREE, through="group").begin()
+                await VfioSink(FREE, through="group").begin()
     finally:
         _NO_IOMMU.write_text("N")
 
 
 async def test_a_device_that_is_not_bound() -> None:
     with pytest.raises(OSError, match="is that one for VFIO") as caught:
-        await KernelDevice(ALONE).begin()
+        await VfioSink(ALONE).begin()
     assert caught.value.errno == errno.ENOENT
     assert ALONE not in [each.name for each in await kernel_devices()]

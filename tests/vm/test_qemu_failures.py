@@ -22,12 +22,12 @@ from trio_vfio import (
     DeviceState,
     MigrationFailed,
     MigrationResult,
-    NullDevice,
+    NullSink,
     StateSink,
     open_incoming,
 )
 from trio_vfio._wire._limits import MIB
-from trio_vfio.testing import SimulatedDevice
+from trio_vfio.testing import SimulatedSink
 
 from ..cli.processes import Running, running
 from . import qemu
@@ -84,7 +84,7 @@ async def test_a_device_that_fails(
     operation: str, fails: str, at: int | None, mttys: Mttys, tmp_path: Path
 ) -> None:
     number = errno.EREMOTEIO
-    sink = SimulatedDevice(fails={fails: number}, fails_at_byte=at)
+    sink = SimulatedSink(fails={fails: number}, fails_at_byte=at)
     async with surviving(mttys, tmp_path) as source:
         with pytest.raises(MigrationFailed) as failed:
             await receive_into(sink, source, tmp_path)
@@ -103,12 +103,12 @@ async def test_the_last_check_fails(mttys: Mttys, tmp_path: Path) -> None:
 
     async with surviving(mttys, tmp_path) as source:
         with pytest.raises(ZeroDivisionError):
-            await receive_into(NullDevice(), source, tmp_path, before_shut=before_shut)
+            await receive_into(NullSink(), source, tmp_path, before_shut=before_shut)
 
 
 async def test_left_in_the_middle(mttys: Mttys, tmp_path: Path) -> None:
     """Whose block ends while a device is stuck in a write."""
-    sink = SimulatedDevice(hangs_at_byte=MIDDLE)
+    sink = SimulatedSink(hangs_at_byte=MIDDLE)
     async with (
         surviving(mttys, tmp_path) as source,
         open_incoming(
@@ -131,7 +131,7 @@ async def test_a_destination_that_stops_listening(mttys: Mttys, tmp_path: Path) 
             await source.migrate(f"tcp:{host}:{port}")
             main = await listener.accept()
         with pytest.raises(MigrationFailed):
-            async with main, open_incoming([main], {idstr(): NullDevice()}) as incoming:
+            async with main, open_incoming([main], {idstr(): NullSink()}) as incoming:
                 await incoming.wait_complete()
 
 

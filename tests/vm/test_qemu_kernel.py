@@ -11,7 +11,7 @@ import attrs
 import pytest
 import trio
 
-from trio_vfio import KernelDevice, KernelSource, open_incoming, open_outgoing
+from trio_vfio import VfioSink, VfioSource, open_incoming, open_outgoing
 
 from ..cli.processes import running
 from . import mtty, qemu
@@ -64,7 +64,7 @@ async def test_there_and_back(
     """From a guest into a device without one, and from there into another guest."""
     (first,) = make_devices(mttys, pad_kib=PAD_KIB)
     (between,), (last,) = mttys(pad_kib=PAD_KIB), mttys(pad_kib=PAD_KIB)
-    async with KernelDevice(between.uuid, through=through) as sink:
+    async with VfioSink(between.uuid, through=through) as sink:
         async with (
             qemu.source([first], tmp_path, SETUP, runs=True) as source,
             open_incoming(f"unix:{tmp_path / 'socket'}", {idstr(): sink}) as incoming,
@@ -75,7 +75,7 @@ async def test_there_and_back(
         assert sink.config is not None
         await sink.run()
     async with qemu.destination([last], tmp_path, SETUP) as destination:
-        device = KernelSource(between.uuid, through=through)
+        device = VfioSource(between.uuid, through=through)
         async with open_outgoing(
             await destination.listen(),
             {idstr(): device},
@@ -129,7 +129,7 @@ async def test_a_device_that_fails_a_step(
         mtty.parameter("fail_state", STATES.index(state))
         with pytest.RaisesGroup(pytest.RaisesExc(match="begin: EIO: ")):
             async with open_incoming(
-                f"unix:{tmp_path / 'socket'}", {idstr(): KernelDevice(sink.uuid)}
+                f"unix:{tmp_path / 'socket'}", {idstr(): VfioSink(sink.uuid)}
             ) as incoming:
                 await source.migrate(incoming.addresses[0])
                 await incoming.wait_complete()

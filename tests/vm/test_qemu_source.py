@@ -15,7 +15,7 @@ import pytest
 from trio_vfio import (
     MigrationFailed,
     MigrationResult,
-    NullDevice,
+    NullSink,
     open_incoming,
 )
 
@@ -161,7 +161,7 @@ async def test_multifd_transfer_that_a_machine_type_has_not(
     async with qemu.source(devices, tmp_path, setup, runs=True) as source:
         with pytest.raises(MigrationFailed):
             async with open_incoming(
-                f"unix:{tmp_path / 'socket'}", {idstr(): NullDevice()}
+                f"unix:{tmp_path / 'socket'}", {idstr(): NullSink()}
             ) as incoming:
                 await source.migrate(incoming.addresses[0])
                 await incoming.wait_complete()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from trio_vfio import NullDevice, open_incoming
+from trio_vfio import NullSink, open_incoming
 
 from ..cli.processes import running
 from . import qemu
@@ -57,7 +57,7 @@ async def test_a_qemu_that_is_not_trusted(mttys: Mttys, tmp_path: Path) -> None:
     ours, others = (Credentials.make(tmp_path / name) for name in ("ours", "others"))
     async with open_incoming(
         f"unix:{tmp_path / 'socket'}",
-        {idstr(): NullDevice()},
+        {idstr(): NullSink()},
         digests=True,
         ssl_context=ours.server_context(),
     ) as incoming:

@@ -10,7 +10,7 @@ from typing import Final
 import attrs
 
 from .._errors import PeerProtocolError
-from .._result import DeviceResult
+from .._result import CaptureStatus, DeviceResult, Transfer
 from .._wire._limits import KIB, MAX_CONFIG
 from .._wire._multifd import StateFlag
 from .._wire._vfio_section import config_blob_untrusted, encode_config
@@ -50,8 +50,8 @@ class DeviceCapture:
         return DeviceResult(
             idstr=self.key[0],
             instance_id=self.key[1],
-            status="incomplete" if self.faults else "complete",
-            transfer="multifd" if self.multifd else "main",
+            status=CaptureStatus.INCOMPLETE if self.faults else CaptureStatus.COMPLETE,
+            transfer=Transfer.MULTIFD if self.multifd else Transfer.MAIN,
             errors=self.faults,
             precopy_bytes=self.main.precopy_bytes,
             data_bytes=self.main.data_bytes + loaded,

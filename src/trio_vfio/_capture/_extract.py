@@ -94,10 +94,10 @@ async def _finish(scan: CaptureScan, device: DeviceCapture, sink: StateSink) -> 
 
 
 def _result(scan: CaptureScan, whole: list[DeviceCapture]) -> MigrationResult:
-    done = DeviceState.COMPLETED.value
+    done = DeviceState.COMPLETED
     results = (device.result(scan.capture) for device in whole)
     return MigrationResult(
-        status=SessionState.COMPLETED.value,
+        status=SessionState.COMPLETED,
         errors=(),
         devices=tuple(attrs.evolve(result, status=done) for result in results),
         channels=tuple(channel.result for channel in scan.channels),

@@ -6,7 +6,7 @@ Each connection sends its file on its own, as a source does, but for what
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AsyncExitStack, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -16,6 +16,7 @@ import attrs
 import trio
 
 from .._errors import PeerProtocolError
+from .._types import Connect
 from .._wire._limits import KIB
 from .._wire._return_path import ReturnPathDecoder, ReturnPathFrame, ReturnPathType
 from ._channel_scan import ChannelScan
@@ -27,8 +28,6 @@ from ._parts import (
     parts_of_main,
 )
 from ._report import CaptureScan, scan_capture
-
-Connect = Callable[[], Awaitable[trio.abc.Stream]]
 
 _PIECE: Final = 64 * KIB
 

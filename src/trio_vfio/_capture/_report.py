@@ -11,7 +11,7 @@ from pathlib import Path
 import attrs
 
 from .._errors import device_name
-from .._result import ChannelResult, DeviceResult
+from .._result import CaptureStatus, ChannelResult, DeviceResult
 from ._channel_scan import ChannelScan, PacketRecord, scan_channel
 from ._device_state import DeviceCapture, collect_device
 from ._faults import Fault
@@ -23,8 +23,7 @@ from ._main_scan import DeviceKey, MainRecord, MainScan, scan_main
 class CaptureReport:
     """What is in a capture."""
 
-    status: str
-    """complete, incomplete, or cut: a channel ends inside a packet."""
+    status: CaptureStatus
     errors: tuple[str, ...]
     """Why it is not complete, the one behind its status first."""
     devices: tuple[DeviceResult, ...]
@@ -70,9 +69,9 @@ class CaptureScan:
         for device in devices:
             name = device_name(device.idstr, device.instance_id)
             reasons += [f"{name}: {error}" for error in device.errors]
-        status = "incomplete" if reasons else "complete"
+        status = CaptureStatus.INCOMPLETE if reasons else CaptureStatus.COMPLETE
         return CaptureReport(
-            status="cut" if any(fault.cut for fault in faults) else status,
+            status=CaptureStatus.CUT if any(fault.cut for fault in faults) else status,
             errors=tuple(reasons),
             devices=devices,
             channels=tuple(channel.result for channel in self.channels),

@@ -16,22 +16,22 @@ import click
 
 from .. import StateSink, StateSource
 from .._device import (
-    FdDevice,
+    FdSink,
     FdSource,
-    FileDevice,
+    FileSink,
     FileSource,
-    KernelDevice,
-    KernelSource,
-    NullDevice,
+    NullSink,
     NullSource,
-    Through,
+    VfioInterface,
+    VfioSink,
+    VfioSource,
     sysfs_path,
 )
 from ._options import Size
 
 _T = TypeVar("_T")
 
-_WAYS: Final[Mapping[str, Through]] = MappingProxyType(
+_WAYS: Final[Mapping[str, VfioInterface]] = MappingProxyType(
     {"cdev": "cdev", "group": "group"}
 )
 _KERNEL_FORMS: Final = ("vfio:DEVICE[,cdev|,group]",)
@@ -62,15 +62,15 @@ class Kind(Generic[_T]):
 
 
 def _file_sink(path: str) -> StateSink | None:
-    return FileDevice(Path(path)) if path else None
+    return FileSink(Path(path)) if path else None
 
 
 def _fd_sink(number: str) -> StateSink | None:
-    return FdDevice(int(number)) if _is_number(number) else None
+    return FdSink(int(number)) if _is_number(number) else None
 
 
 def _null_sink(rest: str) -> StateSink | None:
-    return None if rest else NullDevice()
+    return None if rest else NullSink()
 
 
 def _file_source(path: str) -> MakeSource | None:
@@ -92,7 +92,7 @@ def _null_source(size: str) -> MakeSource | None:
 
 def _kernel_sink(text: str) -> StateSink | None:
     parsed = _parse_kernel(text)
-    return None if parsed is None else KernelDevice(parsed[0], through=parsed[1])
+    return None if parsed is None else VfioSink(parsed[0], through=parsed[1])
 
 
 def _kernel_source(text: str) -> MakeSource | None:
@@ -100,10 +100,10 @@ def _kernel_source(text: str) -> MakeSource | None:
     if parsed is None:
         return None
     where, through = parsed
-    return lambda how: KernelSource(where, through=through, run_on=how.run_on)
+    return lambda how: VfioSource(where, through=through, run_on=how.run_on)
 
 
-def _parse_kernel(text: str) -> tuple[str | int, Through | None] | None:
+def _parse_kernel(text: str) -> tuple[str | int, VfioInterface | None] | None:
     """Return which device ``vfio:`` means, and how it is to be opened."""
     where, comma, way = text.partition(",")
     through = _WAYS.get(way)

@@ -10,6 +10,7 @@ from rich.table import Table
 from .._capture._extract import extract
 from .._capture._report import CaptureReport, inspect_capture
 from .._errors import device_name
+from .._result import CaptureStatus
 from ._options import PageSize, json_option, traceback_option
 from ._plain import cell, show_error
 from ._run import run
@@ -64,7 +65,7 @@ def inspect(
     if stopped is not None:
         show_error(f"extraction cancelled by {stopped.name}")
         return 128 + stopped
-    return 0 if report.status == "complete" else 1
+    return 0 if report.status is CaptureStatus.COMPLETE else 1
 
 
 def _print_tables(report: CaptureReport) -> None:

@@ -10,10 +10,10 @@ import click
 
 from .. import (
     DeviceError,
-    KernelDevice,
-    KernelSource,
     StateSink,
     StateSource,
+    VfioSink,
+    VfioSource,
     run_devices,
 )
 from .._errors import describe
@@ -49,7 +49,7 @@ async def opened(devices: Sinks | Sources) -> AsyncGenerator[None]:
     """
     async with AsyncExitStack() as stack:
         for key, device in devices.items():
-            if isinstance(device, (KernelDevice, KernelSource)):
+            if isinstance(device, (VfioSink, VfioSource)):
                 await stack.enter_async_context(device)
                 try:
                     await device.open()
@@ -65,4 +65,4 @@ async def let_work(sinks: Sinks) -> None:
     Raises:
       ExceptionGroup: of an `OSError` for each that refuses.
     """
-    await run_devices(sink for sink in sinks.values() if isinstance(sink, KernelDevice))
+    await run_devices(sink for sink in sinks.values() if isinstance(sink, VfioSink))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from .. import KernelDevice, StateSink
+from .. import StateSink, VfioSink
 from .._device import SnapshotDirectory
 from .._errors import device_name
 from ._devices import SINK_HELP, SINKS, DeviceType
@@ -77,7 +77,7 @@ async def _open(
 
 
 async def _let_work(device: StateSink, local: LocalMigration) -> None:
-    if isinstance(device, KernelDevice) and not local.causes():
+    if isinstance(device, VfioSink) and not local.causes():
         await device.run()
 
 

@@ -249,7 +249,7 @@ def _one_device(sent: DeviceResult, loaded: DeviceResult | None) -> DeviceResult
     return attrs.evolve(loaded, errors=sent.errors + loaded.errors)
 
 
-def _one_status(sent: str, received: str) -> str:
-    if SessionState.FAILED.value in (sent, received):
-        return SessionState.FAILED.value
-    return received if sent == SessionState.COMPLETED.value else sent
+def _one_status(sent: SessionState, received: SessionState) -> SessionState:
+    if SessionState.FAILED in (sent, received):
+        return SessionState.FAILED
+    return received if sent is SessionState.COMPLETED else sent

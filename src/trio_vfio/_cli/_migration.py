@@ -21,7 +21,7 @@ from ._tables import print_json, print_result
 _C = TypeVar("_C", bound=Callable[..., Any])
 _M = TypeVar("_M", bound=Migrating)
 _SECONDS = Seconds(min=0, min_open=True)
-_NONE = MigrationResult(SessionState.FAILED.value, (), (), (), None, 0.0)
+_NONE = MigrationResult(SessionState.FAILED, (), (), (), None, 0.0)
 
 
 def connection_options(*, first_connection: str, handshake: str) -> Callable[[_C], _C]:
@@ -127,12 +127,12 @@ class MigrationCommand(Generic[_M]):
             self._show(_failed(self._result(), error))
             raise
         result = self._result()
-        completed = result.status == SessionState.COMPLETED.value
+        completed = result.status is SessionState.COMPLETED
         if stopped is None or (completed and (self._all_done or self.after is None)):
             self._show(result)
             return 0
         if not completed:
-            result = attrs.evolve(result, status=SessionState.CANCELLED.value)
+            result = attrs.evolve(result, status=SessionState.CANCELLED)
         self._show(result)
         what = ", complete, but before the devices work" if completed else ""
         show_error(f"cancelled by {stopped.name}{what}")
@@ -170,9 +170,9 @@ def _failed(result: MigrationResult, error: Exception) -> MigrationResult:
     What comes behind a migration that is complete does not undo it: then the devices
     are here, and not at the source.
     """
-    completed = result.status == SessionState.COMPLETED.value
+    completed = result.status is SessionState.COMPLETED
     return attrs.evolve(
         result,
-        status=result.status if completed else SessionState.FAILED.value,
+        status=result.status if completed else SessionState.FAILED,
         errors=result.errors or tuple(map(line, leaves(error))),
     )

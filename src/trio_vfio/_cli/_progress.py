@@ -14,6 +14,7 @@ import trio
 
 from .. import DeviceProgress, MigrationResult
 from .._errors import device_name
+from .._result import Transfer
 from ._plain import cell, plain
 from ._tables import add_rows, channel_table, console, table
 
@@ -102,7 +103,7 @@ def _summary(migration: Migrating, rate: float) -> str:
 def _row(device: DeviceProgress) -> Sequence[object]:
     return (
         device_name(device.idstr, device.instance_id),
-        device.state.value.value,
+        device.state.value,
         device.data_bytes,
         device.expected_bytes,
         device.buffers,
@@ -134,6 +135,8 @@ def _bytes(result: MigrationResult) -> int:
     channels = sum(channel.bytes for channel in result.channels)
     # What goes over channels is counted there already.
     return channels + sum(
-        device.precopy_bytes if device.transfer == "multifd" else device.data_bytes
+        device.precopy_bytes
+        if device.transfer is Transfer.MULTIFD
+        else device.data_bytes
         for device in result.devices
     )

@@ -15,7 +15,7 @@ from ._writing import write_buffers
 
 @final
 @attrs.define(eq=False)
-class FdDevice:
+class FdSink:
     """A sink over a descriptor that takes bytes: a pipe, a socket, a memfd.
 
     All data is written to *fd*, in order. The config blob is kept in `config`.

@@ -20,7 +20,7 @@ _CLOSED: Final = -1
 
 @final
 @attrs.define(eq=False)
-class FileDevice:
+class FileSink:
     """A sink that keeps raw data in *path* and the config blob in *path*.config.
 
     Both are written under names that end in ``.part`` and get their own in

@@ -27,7 +27,7 @@ MAX_CONFIG: Final = 1024 * 1024
 class FileSource:
     """A source of raw data in *path* and a config blob in *path*.config.
 
-    That is how a `FileDevice` leaves them. Without a config file the blob is
+    That is how a `FileSink` leaves them. Without a config file the blob is
     empty. A file that differs from what is said of it fails the migration before
     the destination can accept any of it: by its size in `begin`, the config in
     `begin` too, and the data where it ends, before the config goes out.

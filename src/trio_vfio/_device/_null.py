@@ -11,7 +11,7 @@ import trio
 
 @final
 @attrs.define(eq=False)
-class NullDevice:
+class NullSink:
     """A sink that drops all that it is given: no thread, no file, no memory.
 
     No call of it fails. If one is cancelled, it did nothing.

@@ -6,7 +6,7 @@ import attrs
 import trio
 
 from ._vfio._host import HostDevice
-from ._vfio._open import Through
+from ._vfio._open import VfioInterface
 from ._worker import Worker
 
 
@@ -15,7 +15,9 @@ class OnHost(trio.abc.AsyncResource):
     """A VFIO device of this host, which is opened when it is needed."""
 
     _where: str | int = attrs.field(alias="where")
-    _through: Through | None = attrs.field(default=None, kw_only=True, alias="through")
+    _through: VfioInterface | None = attrs.field(
+        default=None, kw_only=True, alias="through"
+    )
 
     _host: HostDevice = attrs.field(init=False)
     _worker: Worker = attrs.field(factory=Worker, init=False)

@@ -13,7 +13,7 @@ import attrs
 
 from .._errors import device_name
 from .._result import DeviceResult, DeviceState, MigrationResult
-from ._file import FileDevice
+from ._file import FileSink
 from ._file_source import FileSource
 from ._files import sync_directory, write_file
 from ._manifest import MANIFEST, Entry, encode_manifest, read_manifest
@@ -59,16 +59,14 @@ class SnapshotDirectory:
     path: Path = attrs.field(converter=Path, on_setattr=attrs.setters.frozen)
     """The directory."""
 
-    _devices: dict[str, FileDevice] = attrs.field(
-        factory=dict[str, FileDevice], init=False
-    )
+    _devices: dict[str, FileSink] = attrs.field(factory=dict[str, FileSink], init=False)
     # Devices begin and abort in several threads at once, also while another
     # writes the manifest. Guards what follows, and the manifest itself.
     _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
     _prepared: bool = attrs.field(default=False, init=False)
     _aborted: bool = attrs.field(default=False, init=False)
 
-    def __call__(self, idstr: str, instance_id: int) -> FileDevice:
+    def __call__(self, idstr: str, instance_id: int) -> FileSink:
         """Return the device that keeps the state of *idstr*. Does no I/O.
 
         Raises:
@@ -78,7 +76,7 @@ class SnapshotDirectory:
         if name in self._devices:
             what = device_name(idstr, instance_id)
             raise ValueError(f"{what}: already in the snapshot {self.path}")
-        device = FileDevice(
+        device = FileSink(
             self.path / name, before_open=self._prepare, before_remove=self._discard
         )
         self._devices[name] = device
@@ -102,7 +100,7 @@ class SnapshotDirectory:
             name = data_name(device.idstr, device.instance_id)
             if name not in self._devices:
                 continue
-            if device.status != DeviceState.COMPLETED.value:
+            if device.status is not DeviceState.COMPLETED:
                 what = device_name(device.idstr, device.instance_id)
                 raise ValueError(f"no whole snapshot: {what} is {device.status}")
             entries.append(_entry(name, device))

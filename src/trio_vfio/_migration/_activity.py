@@ -106,7 +106,7 @@ class Activity:
         with trio.move_on_after(seconds):
             await self.connected.wait()
             return
-        raise DeadlineExceeded("first-connection", seconds, "no source has connected")
+        raise DeadlineExceeded("first_connection", seconds, "no source has connected")
 
     async def watch_switchover(self, waiting_for: Callable[[], str]) -> None:
         """Give the switchover its time.

@@ -149,7 +149,7 @@ class Migration(abc.ABC):
         """Return how far the migration has come."""
         faults = self.stop.faults
         return MigrationResult(
-            status=self.state.value.value,
+            status=self.state.value,
             errors=tuple(map(str, faults)) + self._other_errors(),
             devices=tuple(
                 device.progress.result(_texts_of(device, faults))

@@ -7,7 +7,7 @@ from typing import final
 
 import attrs
 
-from .._result import DeviceResult, DeviceState
+from .._result import DeviceResult, DeviceState, Transfer
 from .._values import AsyncValue
 from ._position import Position
 
@@ -27,7 +27,7 @@ class DeviceProgress:
     _position: Position = attrs.field(alias="position")
     state: AsyncValue[DeviceState] = attrs.field(factory=_setup, init=False)
     """Wait on it: ``await device.state.wait_value(DeviceState.COMPLETED)``."""
-    transfer: str | None = attrs.field(default=None, init=False)
+    transfer: Transfer | None = attrs.field(default=None, init=False)
     """``multifd`` or ``main``: how data comes after switchover; None: not known."""
     precopy_bytes: int = attrs.field(default=0, init=False)
     """Data before switchover that the device has taken or given, in bytes."""
@@ -55,7 +55,7 @@ class DeviceProgress:
         return DeviceResult(
             idstr=self.idstr,
             instance_id=self.instance_id,
-            status=self.state.value.value,
+            status=self.state.value,
             transfer=self.transfer,
             errors=tuple(errors),
             precopy_bytes=self.precopy_bytes,
@@ -65,7 +65,7 @@ class DeviceProgress:
             config_bytes=self.config_bytes,
             config_sha256=self.config_sha256,
             # It also waits, in vain, for what then comes over main.
-            starved=self.starved if self.transfer == "multifd" else 0,
+            starved=self.starved if self.transfer is Transfer.MULTIFD else 0,
             seconds=self.seconds,
         )
 

@@ -22,23 +22,11 @@ from .._migration._block import beside
 from .._migration._progress import DeviceProgress
 from .._result import MigrationResult, SessionState
 from .._trace import Trace, TraceEvent
+from .._types import AcceptFrom, BeforeShut, DeviceName, Sinks
 from .._values import AsyncValue
 from .._wire._limits import MIB
 from ._connections import Connections
-from ._session import BeforeShut, Options, Session
-
-DeviceName = str | tuple[str, int]
-"""An idstr, or an idstr and an instance id that is not 0."""
-
-Devices = (
-    Mapping[str, StateSink]
-    | Mapping[tuple[str, int], StateSink]
-    | Mapping[DeviceName, StateSink]
-    | Callable[[str, int], StateSink | None]
-)
-"""Sinks by the name of their device, or what makes a sink for any device."""
-
-Where = str | Sequence[trio.abc.Listener[trio.abc.Stream] | trio.abc.Stream]
+from ._session import Options, Session
 
 
 @final
@@ -88,8 +76,8 @@ class Incoming:
 
 @asynccontextmanager
 async def open_incoming(
-    where: Where,
-    devices: Devices,
+    where: AcceptFrom,
+    devices: Sinks,
     *,
     deadlines: Deadlines | None = None,
     device_grace: float | None = 10.0,
@@ -191,7 +179,7 @@ async def _run(session: Session, connections: Connections) -> None:
 
 @asynccontextmanager
 async def _listening(
-    where: Where,
+    where: AcceptFrom,
 ) -> AsyncGenerator[
     tuple[
         Sequence[trio.abc.Listener[trio.abc.Stream]],
@@ -213,7 +201,7 @@ async def _listening(
     yield listeners, streams
 
 
-def _named(devices: Devices) -> dict[tuple[str, int], StateSink]:
+def _named(devices: Sinks) -> dict[tuple[str, int], StateSink]:
     if callable(devices):
         return {}
     return {

@@ -21,7 +21,7 @@ from .._migration._calls import DeviceCalls
 from .._migration._home import Home
 from .._migration._position import Position
 from .._migration._progress import DeviceProgress
-from .._result import DeviceState
+from .._result import DeviceState, Transfer
 from .._trace import Trace
 from .._wire._multifd import StatePacket
 from .._wire._vfio_section import config_blob_untrusted
@@ -79,23 +79,23 @@ class IncomingDevice:
     @property
     def missing(self) -> int | None:
         """Index of the packet that keeps the device from going on, if one does."""
-        if self.done.is_set() or self.progress.transfer == "main":
+        if self.done.is_set() or self.progress.transfer is Transfer.MAIN:
             return None
         return self.queue.missing
 
-    def transfer_is(self, kind: str, *, offset: int | None = None) -> None:
+    def transfer_is(self, kind: Transfer, *, offset: int | None = None) -> None:
         """Take note of how the device's data comes after switchover. In any thread.
 
         Raises:
           PeerProtocolError: if it was seen to come the other way.
         """
         progress = self.progress
-        if progress.transfer == kind:
+        if progress.transfer is kind:
             return
         with self.queue.memory.lock:
             if progress.transfer is None:
                 progress.transfer = kind
-        if progress.transfer != kind:
+        if progress.transfer is not kind:
             reason = f"{self.name}: state after switchover both on main and by multifd"
             raise PeerProtocolError(reason, offset=offset)
         self._trace_start()
@@ -186,7 +186,7 @@ class IncomingDevice:
         try:
             await self._load()
         finally:
-            if self.progress.transfer == "multifd":
+            if self.progress.transfer is Transfer.MULTIFD:
                 self.trace("vfio_load_bufs_thread_end", self.name)
         self.progress.seconds = trio.current_time() - began
         self.progress.state.value = DeviceState.COMPLETED
@@ -289,7 +289,7 @@ class IncomingDevice:
 
         QEMU knows that from the beginning, and has no thread for the others.
         """
-        multifd = self.progress.transfer == "multifd"
+        multifd = self.progress.transfer is Transfer.MULTIFD
         if multifd and self.progress.state.value is DeviceState.LOADING:
             with self.queue.memory.lock:
                 said, self._said_start = self._said_start, True
@@ -299,7 +299,7 @@ class IncomingDevice:
 
     def _trace_starved(self) -> None:
         idx = self.progress.waiting_for
-        if idx is not None and self.progress.transfer == "multifd":
+        if idx is not None and self.progress.transfer is Transfer.MULTIFD:
             self.trace("vfio_load_state_device_buffer_starved", self.name, idx)
 
     @property

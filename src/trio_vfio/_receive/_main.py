@@ -14,6 +14,7 @@ import trio
 
 from .._errors import ConnectionLost, PeerProtocolError
 from .._link._stream import plain_stream
+from .._result import Transfer
 from .._wire._idstr import is_vfio
 from .._wire._machine import acks_once
 from .._wire._main_decoder import MainDecoder
@@ -206,14 +207,14 @@ class MainChannel:
         device = self._device(event.section)
         precopy = self.session.activity.switchover_at is None
         if not precopy:
-            device.transfer_is("main", offset=event.section.offset)
+            device.transfer_is(Transfer.MAIN, offset=event.section.offset)
         await device.write_main(
             event.data, precopy=precopy, begins_block=event.begins_block
         )
 
     async def _take_config(self, event: DeviceConfig) -> None:
         device = self._device(event.section)
-        device.transfer_is("main", offset=event.section.offset)
+        device.transfer_is(Transfer.MAIN, offset=event.section.offset)
         device.put_main_config(event.blob)
         if not self.session.router.started:
             self.session.load(device)
@@ -227,8 +228,8 @@ class MainChannel:
 
     def _decide_transfer(self, device: IncomingDevice, section: Section) -> None:
         if device.progress.transfer is None:
-            device.transfer_is("multifd")
-        if device.progress.transfer == "main" and not device.has_main_config:
+            device.transfer_is(Transfer.MULTIFD)
+        if device.progress.transfer is Transfer.MAIN and not device.has_main_config:
             reason = f"{device.name}: data on main, but no config"
             raise PeerProtocolError(reason, offset=section.offset)
         self.session.router.check_progress()
@@ -238,7 +239,7 @@ class MainChannel:
         router = self.session.router
         router.check_announced()
         for device in router.devices.values():
-            if not router.started and device.progress.transfer == "multifd":
+            if not router.started and device.progress.transfer is Transfer.MULTIFD:
                 queued = device.queue.waiting
                 raise PeerProtocolError(
                     f"stream ended without SWITCHOVER_START, with {queued} packets"

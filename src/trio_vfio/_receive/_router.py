@@ -15,7 +15,7 @@ import trio
 
 from .._errors import ConnectionLost, PeerProtocolError, device_name
 from .._migration._activity import Activity
-from .._result import ChannelResult
+from .._result import ChannelResult, Transfer
 from .._values import AsyncValue
 from .._wire._channel_decoder import ChannelDecoder
 from .._wire._main_events import Section
@@ -187,7 +187,7 @@ class Router:
         device = self._announced(header)
         if device is None:
             return None
-        device.transfer_is("multifd", offset=header.offset)
+        device.transfer_is(Transfer.MULTIFD, offset=header.offset)
         memory = device.queue.admit_untrusted(header, patience)
         if memory is not None:
             device.progress.queued_bytes = device.queue.bytes
@@ -291,7 +291,10 @@ class Router:
     def _missing(self) -> Iterator[tuple[str, int]]:
         for device in self.devices.values():
             # Until its FULL section a device may still turn out to be main's.
-            if device.progress.transfer == "multifd" and device.missing is not None:
+            if (
+                device.progress.transfer is Transfer.MULTIFD
+                and device.missing is not None
+            ):
                 yield device.name, device.missing
 
     def _announced(self, header: StateHeader) -> IncomingDevice | None:

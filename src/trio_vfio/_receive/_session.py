@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, final
 
 import attrs
@@ -18,7 +18,8 @@ from .._migration._home import Home
 from .._migration._migration import Migration
 from .._migration._position import Position
 from .._migration._progress import DeviceProgress
-from .._result import ChannelResult, MigrationResult, SessionState
+from .._result import ChannelResult, SessionState
+from .._types import BeforeShut
 from .._wire._main_stream import PAGE_BITS
 from ._loader import IncomingDevice
 from ._memory import Memory
@@ -34,7 +35,6 @@ without a return path could take that for a failure.
 """
 
 MakeSink = Callable[[str, int], StateSink | None]
-BeforeShut = Callable[[MigrationResult], Awaitable[None]]
 
 
 def _at_least(least: float) -> Any:

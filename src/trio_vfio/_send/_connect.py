@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import math
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final, final
 
@@ -20,9 +20,8 @@ from .._deadlines import Deadlines
 from .._link._address import LOCALHOST, TcpAddress, connect, parse_address
 from .._link._stream import keep_alive
 from .._link._tls import NoTlsError, shake_hands
+from .._types import Connect
 from .._wire._multifd import InitialPacket
-
-Connect = Callable[[], Awaitable[trio.abc.Stream]]
 
 _CLOSE_GRACE: Final = 0.5
 """Seconds to get out that this is the end, which over TLS has to be said."""

@@ -17,22 +17,13 @@ from .._migration._block import beside
 from .._migration._progress import DeviceProgress
 from .._result import MigrationResult, SessionState
 from .._trace import Trace, TraceEvent
+from .._types import BeforeSwitchover, Connect, DeviceName, Sources
 from .._values import AsyncValue
 from .._wire._idstr import is_idstr, is_vfio
 from .._wire._limits import MAX_CHANNELS, MAX_DEVICES, MAX_MACHINE_TYPE, MIB
-from ._connect import Connect, connected
+from ._connect import connected
 from ._precopy import Limits
-from ._session import BeforeSwitchover, DeviceKey, Options, Plan, Session
-
-DeviceName = str | tuple[str, int]
-"""An idstr, or an idstr and an instance id that is not 0."""
-
-Sources = (
-    Mapping[str, StateSource]
-    | Mapping[tuple[str, int], StateSource]
-    | Mapping[DeviceName, StateSource]
-)
-"""Sources by the name of their device."""
+from ._session import DeviceKey, Options, Plan, Session
 
 
 @final

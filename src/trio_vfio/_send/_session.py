@@ -14,7 +14,7 @@ QEMU: ``migration_thread`` in migration/migration.c.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from typing import Final, final
 
 import attrs
@@ -30,7 +30,8 @@ from .._migration._migration import Migration
 from .._migration._position import Position
 from .._migration._progress import DeviceProgress
 from .._migration._stop import log
-from .._result import ChannelResult, DeviceState, SessionState
+from .._result import ChannelResult, DeviceState, SessionState, Transfer
+from .._types import BeforeSwitchover
 from .._wire._limits import MIB
 from .._wire._machine import acks_once
 from .._wire._main_events import Section, SectionType
@@ -45,8 +46,6 @@ from ._main import MainChannel
 from ._precopy import Limits, Precopy
 
 DeviceKey = tuple[str, int]
-BeforeSwitchover = Callable[[], Awaitable[None]]
-
 # Ids are the source's to choose. A QEMU has given away some before its devices'.
 _FIRST_SECTION_ID: Final = 42
 
@@ -359,7 +358,7 @@ class Session(Migration):
         options = self.options
         position = Position(hashlib.sha256() if options.digests else None)
         progress = DeviceProgress(*key, position)
-        progress.transfer = "multifd"
+        progress.transfer = Transfer.MULTIFD
         calls = DeviceCalls(
             *key,
             device=source,

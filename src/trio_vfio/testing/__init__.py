@@ -14,7 +14,14 @@ Three modules are imported by name, for they need what this does not:
 
 from __future__ import annotations
 
-from ._checks import check_state_sink as check_state_sink
+from .._public import set_public_module as _set_public_module
+from .._wire._main_events import CommandType as CommandType
+from .._wire._multifd import StateFlag as StateFlag, StateHeader as StateHeader
+from .._wire._return_path import (
+    ReturnPathFrame as ReturnPathFrame,
+    ReturnPathType as ReturnPathType,
+)
+from ._checks import ReadBack as ReadBack, check_state_sink as check_state_sink
 from ._clock import autojump_held as autojump_held
 from ._costs import (
     Cost as Cost,
@@ -23,14 +30,19 @@ from ._costs import (
     Uniform as Uniform,
 )
 from ._destination import ScriptedDestination as ScriptedDestination
-from ._devices import SimulatedDevice as SimulatedDevice
-from ._faults import DeviceFault as DeviceFault, LinkFault as LinkFault
+from ._devices import SimulatedSink as SimulatedSink
+from ._faults import (
+    ConnectionName as ConnectionName,
+    DeviceFault as DeviceFault,
+    LinkFault as LinkFault,
+)
 from ._links import (
-    Connect as Connect,
+    BytesPerConnection as BytesPerConnection,
     Connection as Connection,
     Link as Link,
     LinkStream as LinkStream,
     MemoryListener as MemoryListener,
+    PerConnection as PerConnection,
     link as link,
 )
 from ._main_stream import MainStream as MainStream
@@ -46,7 +58,7 @@ from ._orders import (
     ArrivalOrder as ArrivalOrder,
     arrival_orders as arrival_orders,
 )
-from ._peer import ScriptedPeer as ScriptedPeer
+from ._peer import Listeners as Listeners, ScriptedPeer as ScriptedPeer
 from ._runs._campaign import (
     CampaignReport as CampaignReport,
     Draws as Draws,
@@ -60,15 +72,26 @@ from ._runs._parts import (
     Cancel as Cancel,
     DevicePlan as DevicePlan,
     Fault as Fault,
+    Side as Side,
     SinkFault as SinkFault,
     SourceFault as SourceFault,
 )
 from ._runs._plan import FaultPlan as FaultPlan
-from ._runs._run import SimulatedMigration as SimulatedMigration, simulate as simulate
+from ._runs._run import (
+    MakeSink as MakeSink,
+    MakeSource as MakeSource,
+    SimulatedMigration as SimulatedMigration,
+    simulate as simulate,
+)
 from ._runs._shrink import shrink as shrink
 from ._runs._violations import Violation as Violation
 from ._scheduling import deterministic_scheduling as deterministic_scheduling
-from ._script import Close as Close, Piece as Piece, Wait as Wait
+from ._script import (
+    Close as Close,
+    Piece as Piece,
+    ScriptStep as ScriptStep,
+    Wait as Wait,
+)
 from ._simulation import Call as Call, ContractViolation as ContractViolation
 from ._source import (
     ScriptedSource as ScriptedSource,
@@ -79,3 +102,5 @@ from ._source import (
 )
 from ._source_checks import check_state_source as check_state_source
 from ._source_device import SimulatedSource as SimulatedSource
+
+_set_public_module(globals())

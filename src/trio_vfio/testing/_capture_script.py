@@ -20,8 +20,8 @@ from .._capture._parts import (
 from .._capture._report import CaptureScan, scan_capture
 from .._errors import PeerProtocolError
 from .._wire._return_path import ReturnPathDecoder, ReturnPathFrame, ReturnPathType
-from ._faults import Name
-from ._script import Close, Piece, Step, Wait
+from ._faults import ConnectionName
+from ._script import Close, Piece, ScriptStep, Wait
 
 if TYPE_CHECKING:
     from ._peer import ScriptedPeer
@@ -30,7 +30,7 @@ Reads: TypeAlias = list[tuple[float, int]]
 """When how many bytes came, read by read."""
 
 
-def capture_script(path: Path, speed: float) -> list[Step]:
+def capture_script(path: Path, speed: float) -> list[ScriptStep]:
     """Return what the source of a capture sent, as `ScriptedPeer.from_capture` says.
 
     Raises:
@@ -42,16 +42,18 @@ def capture_script(path: Path, speed: float) -> list[Step]:
     scan = scan_capture(path)
     recorded = _recorded(path / "meta.json")
     main = scan.capture.main
-    parts: dict[Name, Iterable[Part]] = {"main": parts_of_main(scan)}
-    files: dict[Name, bytes] = {"main": main.read_bytes() if main.exists() else b""}
-    reads: dict[Name, Reads] = {"main": recorded.get("main", [])}
+    parts: dict[ConnectionName, Iterable[Part]] = {"main": parts_of_main(scan)}
+    files: dict[ConnectionName, bytes] = {
+        "main": main.read_bytes() if main.exists() else b""
+    }
+    reads: dict[ConnectionName, Reads] = {"main": recorded.get("main", [])}
     for number, channel in enumerate(scan.channels):
         file = scan.capture.channel(channel.result.id)
         parts[number] = parts_of_channel(scan, channel)
         files[number] = file.read_bytes()
         reads[number] = recorded.get(file.stem, [])
     source = _Source(scan, {name: len(data) for name, data in files.items()})
-    script: list[Step] = []
+    script: list[ScriptStep] = []
     for name, data in files.items():
         times = [(seconds / speed, count) for seconds, count in reads[name]]
         script += source.pieces(name, data, parts[name], times)
@@ -75,15 +77,15 @@ class _Source:
     """What the source of a capture does besides sending its bytes."""
 
     scan: CaptureScan
-    sizes: dict[Name, int]
+    sizes: dict[ConnectionName, int]
     _answers: int = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._answers = answers_before_switchover(self.scan)
 
     def pieces(
-        self, name: Name, data: bytes, parts: Iterable[Part], reads: Reads
-    ) -> Iterator[Step]:
+        self, name: ConnectionName, data: bytes, parts: Iterable[Part], reads: Reads
+    ) -> Iterator[ScriptStep]:
         """Return *data* as it came, with a stop before each part that has to wait."""
         begin, rest = 0, list(reads)
         for part in parts:
@@ -101,7 +103,7 @@ class _Source:
                 yield Piece(time, name, data[begin:stop])
                 begin = stop
 
-    def farewell(self, name: Name) -> Iterator[Step]:
+    def farewell(self, name: ConnectionName) -> Iterator[ScriptStep]:
         """Return how a connection ends."""
         channels = self.scan.channels
         fault = None if name == "main" else channels[name].fault

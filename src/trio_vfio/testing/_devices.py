@@ -24,7 +24,7 @@ _LEGAL: Final[LegalCalls] = {
 
 @final
 @attrs.define(eq=False, kw_only=True)
-class SimulatedDevice(Simulation):
+class SimulatedSink(Simulation):
     """A `StateSink` in virtual time. Never uses a thread.
 
     Each buffer and each other call takes its time in one shielded step, as a

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, TypeAlias, final
 
 import attrs
 
-Name: TypeAlias = int | Literal["main"]
+ConnectionName: TypeAlias = int | Literal["main"]
 """Of a connection: in the order in which they are opened, "main", 0, 1, 2."""
 
 _DATA_CALLS: Final = ("write", "read_into")
@@ -32,7 +32,7 @@ def os_error(number: int) -> OSError:
 @final
 @attrs.frozen
 class DeviceFault:
-    """What goes wrong in a call of a `SimulatedDevice` or a `SimulatedSource`.
+    """What goes wrong in a call of a `SimulatedSink` or a `SimulatedSource`.
 
     Every such call, unless one of `at_byte`, `at_call` and `at_time` says which. A
     device whose last word on its state is no: ``DeviceFault("finish",
@@ -91,7 +91,7 @@ class LinkFault:
       ValueError: if it does not say where exactly once, or what cannot be.
     """
 
-    connection: Name
+    connection: ConnectionName
     """Its name: ``main`` for the one that is opened first, then 0, 1, 2."""
     does: Literal["cut", "reset", "half_close", "garbage", "stall"] = attrs.field(
         validator=attrs.validators.in_(_BEFALLS)

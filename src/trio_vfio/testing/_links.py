@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
 from typing import TypeAlias, TypeVar, final
@@ -13,17 +13,15 @@ import attrs
 import trio
 
 from ._fate import Blow, Fate
-from ._faults import LinkFault, Name, is_name
+from ._faults import ConnectionName, LinkFault, is_name
 from ._ways import Way
-
-Connect: TypeAlias = Callable[[], Awaitable[trio.abc.Stream]]
 
 _T = TypeVar("_T")
 
-PerConnection: TypeAlias = float | Mapping[Name, float]
+PerConnection: TypeAlias = float | Mapping[ConnectionName, float]
 """One number for all connections, or that of each by its name."""
 
-BytesPerConnection: TypeAlias = int | Mapping[Name, int]
+BytesPerConnection: TypeAlias = int | Mapping[ConnectionName, int]
 
 
 @final
@@ -203,8 +201,8 @@ class Link:
     _seed: int = attrs.field(alias="seed")
     _made_at: float = attrs.field(alias="made_at")
 
-    connections: dict[Name, Connection] = attrs.field(
-        factory=dict[Name, Connection], init=False
+    connections: dict[ConnectionName, Connection] = attrs.field(
+        factory=dict[ConnectionName, Connection], init=False
     )
     """Every connection that was opened, by its name."""
 
@@ -217,13 +215,13 @@ class Link:
           trio.BrokenResourceError: if the listener is closed.
         """
         await trio.lowlevel.checkpoint()
-        name: Name = len(self.connections) - 1 if self.connections else "main"
+        name: ConnectionName = len(self.connections) - 1 if self.connections else "main"
         forth, back = self._ways(name)
         self._opened.send_nowait(LinkStream(back, forth))
         self.connections[name] = Connection(forth, back)
         return LinkStream(forth, back)
 
-    def _ways(self, name: Name) -> tuple[Way, Way]:
+    def _ways(self, name: ConnectionName) -> tuple[Way, Way]:
         forth, back = self._way(name, "forth"), self._way(name, "back")
         forth.bandwidth = _of(self._bandwidth, name, math.inf)
         forth.other, back.other = back, forth
@@ -242,7 +240,7 @@ class Link:
         ]
         return Fate(deque(sorted(blows, key=itemgetter(0))))
 
-    def _way(self, name: Name, where: str) -> Way:
+    def _way(self, name: ConnectionName, where: str) -> Way:
         return Way(
             delay=_of(self._delay, name, 0.0),
             window=_of(self._window, name, None),
@@ -250,7 +248,7 @@ class Link:
             seed=f"{self._seed} {name} {where}",
         )
 
-    def _faults_of(self, name: Name) -> Iterator[LinkFault]:
+    def _faults_of(self, name: ConnectionName) -> Iterator[LinkFault]:
         yield from (fault for fault in self._faults if fault.connection == name)
         if (cut := _of(self._cut, name, None)) is not None:
             yield LinkFault(name, "cut", at_byte=int(cut))
@@ -350,7 +348,7 @@ def _blow(fault: LinkFault, forth: Way) -> Blow:
             return partial(way.stall, seconds=fault.seconds)
 
 
-def _of(option: PerConnection | None, name: Name, default: _T) -> float | _T:
+def _of(option: PerConnection | None, name: ConnectionName, default: _T) -> float | _T:
     if isinstance(option, Mapping):
         return option.get(name, default)
     return default if option is None else option

@@ -10,7 +10,7 @@ import attrs
 
 from .. import DeviceError, Incoming, MigrationFailed, MigrationResult, TrioVfioError
 from ._at_rest import held_up, over_limits
-from ._devices import SimulatedDevice
+from ._devices import SimulatedSink
 from ._order_cases import OrderCase
 from ._order_source import Source, config, data, name
 from ._orders import ArrivalOrder
@@ -35,7 +35,7 @@ class Ended:
 
     order: ArrivalOrder
     case: OrderCase
-    sinks: Sequence[SimulatedDevice]
+    sinks: Sequence[SimulatedSink]
     source: Source
     switchover_at: float | None
     result: MigrationResult
@@ -85,7 +85,7 @@ def _check_outcome(ended: Ended) -> Iterator[str]:
             yield f"{event} of {name(device)} has failed, and it says {got}"
 
 
-def _check_device(number: int, sink: SimulatedDevice, ended: Ended) -> Iterator[str]:
+def _check_device(number: int, sink: SimulatedSink, ended: Ended) -> Iterator[str]:
     buffers = ended.order.buffers
     whole = b"".join(data(number, idx) for idx in range(buffers))
     if not whole.startswith(sink.loaded):
@@ -102,7 +102,7 @@ def _check_device(number: int, sink: SimulatedDevice, ended: Ended) -> Iterator[
         yield f"completed, with only {sink.loaded.hex()} of {whole.hex()}"
 
 
-def _check_times(sink: SimulatedDevice, ended: Ended) -> Iterator[str]:
+def _check_times(sink: SimulatedSink, ended: Ended) -> Iterator[str]:
     switchover, before = ended.switchover_at, 0.0
     for call in sink.calls:
         early = switchover is None or call.time < switchover

@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from .. import Incoming, open_incoming
-from ._devices import SimulatedDevice
+from ._devices import SimulatedSink
 from ._order_cases import OrderCase
 from ._order_checks import Ended, at_rest, in_the_end
 from ._order_source import SIZE, Source, name
@@ -62,7 +62,7 @@ class Run:
     steps: int = attrs.field(default=0, init=False)
     """Of which the session has seen anything."""
     _source: Source = attrs.field(init=False)
-    _sinks: list[SimulatedDevice] = attrs.field(init=False)
+    _sinks: list[SimulatedSink] = attrs.field(init=False)
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     _switchover_at: float | None = attrs.field(default=None, init=False)
 
@@ -100,7 +100,7 @@ class Run:
         # One that stays is seen again and again.
         self.violations = list(dict.fromkeys((*self.violations, *in_the_end(ended))))
 
-    def _sink(self, device: int) -> SimulatedDevice:
+    def _sink(self, device: int) -> SimulatedSink:
         fails: dict[str, int] = {}
         fails_at_byte: int | None = None
         if self.case.event in ("write", "load_config", "finish"):
@@ -109,7 +109,7 @@ class Run:
                 fails_at_byte = faulty.idx * SIZE
             elif faulty.device == device:
                 fails = {self.case.event: errno.EIO}
-        return SimulatedDevice(
+        return SimulatedSink(
             precopy=False,
             seconds_per_call=self.case.seconds_per_call,
             fails=fails,

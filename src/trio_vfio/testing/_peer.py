@@ -12,12 +12,13 @@ import attrs
 import trio
 
 from .._link._stream import end, reset
+from .._types import Connect
 from ._capture_script import capture_script
-from ._faults import Name
-from ._links import Connect
-from ._script import Close, Piece, Step, Wait
+from ._faults import ConnectionName
+from ._script import Close, Piece, ScriptStep, Wait
 
 Listeners: TypeAlias = Sequence[trio.abc.Listener[trio.abc.Stream]]
+"""Listeners for the connections of a script."""
 
 
 @final
@@ -30,7 +31,7 @@ class ScriptedPeer:
         connect, there = link()
         peer = ScriptedPeer(connect, [Piece(60.0, "main", b"GET / HTTP/1.1")])
         with pytest.raises(MigrationFailed):
-            async with open_incoming(there, {"0000:00:04.0/vfio": SimulatedDevice()}):
+            async with open_incoming(there, {"0000:00:04.0/vfio": SimulatedSink()}):
                 await peer.run()
 
     What it takes for a source, piece by piece, is made by `MainStream`,
@@ -45,18 +46,20 @@ class ScriptedPeer:
     where: Connect | Listeners
     """What opens a connection, as a `link` does: then this is a source. Or listeners:
     then it is a destination. Those stay the caller's to close."""
-    script: Sequence[Step] = ()
+    script: Sequence[ScriptStep] = ()
     channels: int | None = attrs.field(default=None, kw_only=True)
     """How many channels besides main; None: as many as the script names."""
 
-    heard: dict[Name, bytearray] = attrs.field(init=False)
+    heard: dict[ConnectionName, bytearray] = attrs.field(init=False)
     """All that came on each connection, by its name."""
-    sent: dict[Name, int] = attrs.field(init=False)
+    sent: dict[ConnectionName, int] = attrs.field(init=False)
     """How many bytes of whole pieces were sent over each."""
-    ended: dict[Name, float] = attrs.field(factory=dict[Name, float], init=False)
+    ended: dict[ConnectionName, float] = attrs.field(
+        factory=dict[ConnectionName, float], init=False
+    )
     """When each ended or broke, or was closed here, in Trio's time."""
-    _steps: dict[Name, list[Step]] = attrs.field(init=False, repr=False)
-    _names: list[Name] = attrs.field(init=False, repr=False)
+    _steps: dict[ConnectionName, list[ScriptStep]] = attrs.field(init=False, repr=False)
+    _names: list[ConnectionName] = attrs.field(init=False, repr=False)
     _news: trio.lowlevel.ParkingLot = attrs.field(
         factory=trio.lowlevel.ParkingLot, init=False, repr=False
     )
@@ -117,7 +120,7 @@ class ScriptedPeer:
         is_source = callable(self.where)
         async with AsyncExitStack() as stack, trio.open_nursery() as hearing:
             async with trio.open_nursery() as sending:
-                opened: list[tuple[Name, trio.abc.Stream]] = []
+                opened: list[tuple[ConnectionName, trio.abc.Stream]] = []
                 for name in self._names:
                     stream = await stack.enter_async_context(await self._next())
                     opened.append((name, stream))
@@ -137,7 +140,7 @@ class ScriptedPeer:
             return await self.where()
         return await self.where[0].accept()
 
-    async def _hear(self, name: Name, stream: trio.abc.Stream) -> None:
+    async def _hear(self, name: ConnectionName, stream: trio.abc.Stream) -> None:
         try:
             async for data in stream:
                 self.heard[name] += data
@@ -147,7 +150,9 @@ class ScriptedPeer:
         self.ended[name] = trio.current_time()
         self._news.unpark_all()
 
-    async def _play(self, name: Name, stream: trio.abc.Stream, began: float) -> None:
+    async def _play(
+        self, name: ConnectionName, stream: trio.abc.Stream, began: float
+    ) -> None:
         for step in self._steps[name]:
             await trio.sleep_until(began + step.time)
             try:
@@ -158,7 +163,7 @@ class ScriptedPeer:
                 return
             self._news.unpark_all()
 
-    async def _take(self, step: Step, stream: trio.abc.Stream) -> bool:
+    async def _take(self, step: ScriptStep, stream: trio.abc.Stream) -> bool:
         """Take one step. Returns whether there is a next one."""
         name = step.connection
         match step:
@@ -179,8 +184,10 @@ class ScriptedPeer:
         return True
 
 
-def _by_connection(script: Iterable[Step]) -> dict[Name, list[Step]]:
-    steps: dict[Name, list[Step]] = defaultdict(list)
+def _by_connection(
+    script: Iterable[ScriptStep],
+) -> dict[ConnectionName, list[ScriptStep]]:
+    steps: dict[ConnectionName, list[ScriptStep]] = defaultdict(list)
     for step in script:
         name = step.connection
         if name != "main" and not str(name).isdecimal():

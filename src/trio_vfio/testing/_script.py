@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import attrs
 
-from ._faults import Name
+from ._faults import ConnectionName
 
 if TYPE_CHECKING:
     from ._peer import ScriptedPeer
@@ -24,7 +24,7 @@ class Piece:
 
     time: float
     """When, in seconds since `ScriptedPeer.run` began."""
-    connection: Name
+    connection: ConnectionName
     """Over which: "main", or the number of a channel, in the order of opening."""
     data: bytes = attrs.field(repr=short)
 
@@ -35,7 +35,7 @@ class Close:
 
     time: float
     """When, in seconds since `ScriptedPeer.run` began."""
-    connection: Name
+    connection: ConnectionName
     how: Literal["close", "eof", "reset"] = "close"
     """``eof``: say that nothing more comes, and keep listening, where the stream can;
     ``reset``: over a socket, what the peer has not received is dropped, and it is
@@ -48,11 +48,12 @@ class Wait:
 
     time: float
     """From when on to look, in seconds since `ScriptedPeer.run` began."""
-    connection: Name
+    connection: ConnectionName
     """Which one goes no further. The others do not wait."""
     until: Callable[[ScriptedPeer], bool]
     """Asked whenever something was heard or sent. If the connection ends without
     that it is true, the rest of its script is dropped."""
 
 
-Step: TypeAlias = Piece | Close | Wait
+ScriptStep: TypeAlias = Piece | Close | Wait
+"""One step of a script."""

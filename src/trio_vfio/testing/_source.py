@@ -8,12 +8,12 @@ from typing import final
 import attrs
 import trio
 
+from .._types import Connect
 from .._wire._main_encode import encode_command
 from .._wire._main_events import CommandType
 from .._wire._multifd import InitialPacket, StateFlag, StateHeader
 from .._wire._return_path import ReturnPathDecoder, ReturnPathType
 from .._wire._vfio_section import encode_config
-from ._links import Connect
 from ._main_stream import MainStream
 
 

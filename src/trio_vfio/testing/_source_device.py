@@ -47,7 +47,7 @@ _STAMP: Final = 8
 @final
 @attrs.define(eq=False, kw_only=True)
 class SimulatedSource(Simulation):
-    """A `StateSource` in virtual time, the twin of `SimulatedDevice`.
+    """A `StateSource` in virtual time, the twin of `SimulatedSink`.
 
     Never uses a thread. Each buffer it fills and each other call takes its time
     in one shielded step, as a thread that cannot be interrupted would. Between
@@ -162,7 +162,7 @@ class SimulatedSource(Simulation):
                 buffer[:size] = self.state[self.read : self.read + size]
                 self.read += size
                 given.append(size)
-                # As in `SimulatedDevice.write`.
+                # As in `SimulatedSink.write`.
                 await trio.lowlevel.checkpoint()
             return given
 

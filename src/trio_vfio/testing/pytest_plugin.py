@@ -36,7 +36,7 @@ from .. import (
     open_incoming,
     open_outgoing,
 )
-from ._devices import SimulatedDevice
+from ._devices import SimulatedSink
 from ._links import Link, MemoryListener, link
 from ._simulation import Simulation
 from ._source_device import SimulatedSource
@@ -142,20 +142,20 @@ def vfio_migrate(vfio_link: tuple[Link, list[MemoryListener]]) -> Migrate:
 
 
 @pytest.fixture
-def simulated_device() -> Generator[Callable[..., SimulatedDevice]]:
-    """Give a function that makes a `SimulatedDevice`, with the same arguments.
+def simulated_sink() -> Generator[Callable[..., SimulatedSink]]:
+    """Give a function that makes a `SimulatedSink`, with the same arguments.
 
     At its end the test fails if one of them was begun, and neither finished nor
     aborted: whoever drove it has forgotten it.
     """
-    made: list[SimulatedDevice] = []
-    yield partial(_make, SimulatedDevice, made)
+    made: list[SimulatedSink] = []
+    yield partial(_make, SimulatedSink, made)
     _check_all_left(made)
 
 
 @pytest.fixture
 def simulated_source() -> Generator[Callable[..., SimulatedSource]]:
-    """Give a function that makes a `SimulatedSource`; else as `simulated_device`."""
+    """Give a function that makes a `SimulatedSource`; else as `simulated_sink`."""
     made: list[SimulatedSource] = []
     yield partial(_make, SimulatedSource, made)
     _check_all_left(made)

@@ -31,7 +31,7 @@ from hypothesis.stateful import (
 )
 
 from .. import Deadlines, StateSink
-from ._devices import SimulatedDevice
+from ._devices import SimulatedSink
 from ._links import Link, link
 from ._main_stream import MainStream
 from ._source import initial_packet
@@ -82,7 +82,7 @@ class IncomingMachine(RuleBasedStateMachine):
 
     def make_sink(self, idstr: str) -> StateSink:
         """Return a new sink for a device. To be overridden."""
-        return SimulatedDevice()
+        return SimulatedSink()
 
     def loaded(self, sink: StateSink) -> bytes | None:
         """Return the data that a sink of `make_sink` holds; None: nobody can say.
@@ -90,7 +90,7 @@ class IncomingMachine(RuleBasedStateMachine):
         To be overridden. Asked while no call of the sink is under way, and not after
         an abort.
         """
-        return sink.loaded if isinstance(sink, SimulatedDevice) else None
+        return sink.loaded if isinstance(sink, SimulatedSink) else None
 
     def options(self) -> dict[str, Any]:
         """Return more arguments for `open_incoming`. To be overridden."""

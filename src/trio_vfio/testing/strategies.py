@@ -39,7 +39,7 @@ from .._wire._multifd import (
     StateHeader,
 )
 from .._wire._vfio_section import Mark
-from ._faults import Name
+from ._faults import ConnectionName
 from ._main_stream import MainStream
 from ._script import Piece, short
 from ._source import initial_packet, state_packets
@@ -137,7 +137,7 @@ class Stream:
     """What it means, before any damage, by idstr."""
 
     @property
-    def connections(self) -> dict[Name, bytes]:
+    def connections(self) -> dict[ConnectionName, bytes]:
         """What goes over each connection, main first."""
         return {"main": self.main, **dict(enumerate(self.channels))}
 
@@ -285,13 +285,13 @@ def schedules(
       streams: which streams; None: `streams`.
     """
     stream = draw(_streams() if streams is None else streams)
-    left: dict[Name, bytes] = {}
+    left: dict[ConnectionName, bytes] = {}
     left |= {name: raw for name, raw in stream.connections.items() if raw}
-    names: list[Name] = list(left)
+    names: list[ConnectionName] = list(left)
     script: list[Piece] = []
     time = 0.0
 
-    def send(name: Name, size: int, pause: float) -> None:
+    def send(name: ConnectionName, size: int, pause: float) -> None:
         nonlocal time
         time += pause
         script.append(Piece(time, name, left[name][:size]))
@@ -310,7 +310,7 @@ def schedules(
     for _ in range(draw(st.integers(0, 40))):
         if not left:
             break
-        unsent: list[Name] = [name for name in names if name in left]
+        unsent: list[ConnectionName] = [name for name in names if name in left]
         name = draw(st.sampled_from(unsent))
         send(name, draw(st.sampled_from(_CHUNKS)), draw(st.sampled_from(_PAUSES)))
     for name in names:

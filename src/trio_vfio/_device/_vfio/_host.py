@@ -16,7 +16,7 @@ from typing import final
 import attrs
 
 from ._ioctl import DeviceFd, naming
-from ._open import OpenDevice, Through, open_device
+from ._open import OpenDevice, VfioInterface, open_device
 from ._states import MigrationFlags
 from ._transitions import Transitions
 
@@ -35,7 +35,7 @@ class HostDevice:
     """A device that is opened when it is needed."""
 
     where: str | int
-    through: Through | None
+    through: VfioInterface | None
     flags: MigrationFlags | None = attrs.field(default=None, init=False)
     """What it can do; None if it was never open."""
     _open: _Open | None = attrs.field(default=None, init=False)

@@ -23,7 +23,7 @@ from . import _uapi
 from ._ioctl import DeviceFd, naming
 from ._locate import Located, locate
 
-Through: TypeAlias = Literal["cdev", "group"]
+VfioInterface: TypeAlias = Literal["cdev", "group"]
 
 _CONTAINER: Final = Path("/dev/vfio/vfio")
 _IOMMUFD: Final = Path("/dev/iommu")
@@ -60,7 +60,7 @@ class OpenDevice:
 
 
 def open_device(
-    where: str | int | Located, through: Through | None = None
+    where: str | int | Located, through: VfioInterface | None = None
 ) -> OpenDevice:
     """Open a device.
 
@@ -88,7 +88,7 @@ def open_device(
         return OpenDevice(device, stack.pop_all())
 
 
-def default_way(located: Located) -> Through:
+def default_way(located: Located) -> VfioInterface:
     """Return which way a device is opened if nobody chooses one.
 
     That is by cdev if we may use all that it takes, or if there is no group.

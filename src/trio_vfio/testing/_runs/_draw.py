@@ -9,7 +9,7 @@ from typing import Final, Literal, TypeAlias, TypeVar, final, get_args
 
 from ... import Deadlines
 from .._costs import Cost, Stalls, Uniform
-from .._faults import DeviceFault, LinkFault, Name
+from .._faults import ConnectionName, DeviceFault, LinkFault
 from ._parts import (
     CallbackFault,
     Cancel,
@@ -102,11 +102,11 @@ class Draw:
 
     def by_connection(
         self, share: float, channels: int, number: Callable[[], _T]
-    ) -> dict[Name, _T]:
+    ) -> dict[ConnectionName, _T]:
         """Return a number for each connection, but in most cases for none."""
         if not self.chance(share):
             return {}
-        names: tuple[Name, ...] = ("main", *range(channels))
+        names: tuple[ConnectionName, ...] = ("main", *range(channels))
         return {name: number() for name in names if self.chance(0.7)}
 
     def deadlines(self) -> Deadlines:
@@ -198,7 +198,7 @@ class Draw:
         return DeviceFault(call, does=does, errno=number)
 
     def _link_fault(self, channels: int, *, return_path: bool) -> LinkFault:
-        name: Name = self.pick("main", self.whole(0, channels - 1))
+        name: ConnectionName = self.pick("main", self.whole(0, channels - 1))
         back = return_path and name == "main" and self.chance(0.4)
         does: _LinkFault = self.pick(*_LINK_FAULTS)
         if does == "garbage":

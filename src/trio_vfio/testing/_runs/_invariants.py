@@ -12,7 +12,7 @@ import attrs
 from ... import MigrationFailed, MigrationResult
 from ..._send._answers import LAST_CHANCE
 from ..._wire._machine import acks_once
-from .._faults import LinkFault, Name
+from .._faults import ConnectionName, LinkFault
 from .._links import Link
 from ._parts import GRACE
 from ._plan import FaultPlan
@@ -79,7 +79,7 @@ class Facts:
         delay = self.plan.delay.get("main", 0) + self.plan.jitter.get("main", 0)
         return bool(said) and said[-1] + delay < stopped_at + LAST_CHANCE
 
-    def _is_faulty(self, name: Name) -> bool:
+    def _is_faulty(self, name: ConnectionName) -> bool:
         faults = self.plan.faults
         return any(isinstance(f, LinkFault) and f.connection == name for f in faults)
 

@@ -9,7 +9,7 @@ import attrs
 
 from ... import Deadlines
 from ..._wire._limits import MIB
-from .._faults import Name
+from .._faults import ConnectionName
 from ._draw import Draw
 from ._parts import DevicePlan, Fault
 from ._python import python
@@ -28,10 +28,18 @@ class FaultPlan:
     """For the order of tasks, and for what costs and jitter are drawn by."""
     devices: tuple[DevicePlan, ...]
     channels: int = 2
-    delay: Mapping[Name, float] = attrs.field(factory=dict[Name, float])
-    jitter: Mapping[Name, float] = attrs.field(factory=dict[Name, float])
-    bandwidth: Mapping[Name, float] = attrs.field(factory=dict[Name, float])
-    window: Mapping[Name, int] = attrs.field(factory=dict[Name, int])
+    delay: Mapping[ConnectionName, float] = attrs.field(
+        factory=dict[ConnectionName, float]
+    )
+    jitter: Mapping[ConnectionName, float] = attrs.field(
+        factory=dict[ConnectionName, float]
+    )
+    bandwidth: Mapping[ConnectionName, float] = attrs.field(
+        factory=dict[ConnectionName, float]
+    )
+    window: Mapping[ConnectionName, int] = attrs.field(
+        factory=dict[ConnectionName, int]
+    )
     """These by connection, as `link` takes them."""
     machine: str = "pc-q35-10.0"
     return_path: bool = True

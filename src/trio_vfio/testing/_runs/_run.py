@@ -16,7 +16,7 @@ from trio.testing import MockClock
 
 from ... import MigrationFailed, open_incoming, open_outgoing
 from ..._device._port import StateSink, StateSource
-from .._devices import SimulatedDevice
+from .._devices import SimulatedSink
 from .._faults import LinkFault
 from .._links import MemoryListener, link
 from .._scheduling import deterministic_scheduling
@@ -88,7 +88,7 @@ def simulate(
 
     Args:
       plan: the migration and its faults.
-      sink: makes the sink of a device; by default a `SimulatedDevice`, with the
+      sink: makes the sink of a device; by default a `SimulatedSink`, with the
         faults that the plan has for it, which a sink of your own does without.
         It must not use threads: their time is not virtual.
       source: the same for the source of a device; by default a
@@ -323,8 +323,8 @@ class _Simulation:
             ],
         )
 
-    def _simulated_sink(self, number: int, plan: DevicePlan) -> SimulatedDevice:
-        return SimulatedDevice(
+    def _simulated_sink(self, number: int, plan: DevicePlan) -> SimulatedSink:
+        return SimulatedSink(
             precopy=plan.takes_precopy,
             threaded=plan.threaded,
             seconds_per_call=plan.write_seconds,

@@ -33,7 +33,7 @@ _STANDS_STILL: Final = frozenset({_S.STOP, _S.STOP_COPY})
 
 @final
 @attrs.define(eq=False)
-class KernelSource(OnHost):
+class VfioSource(OnHost):
     """A source that is a VFIO device of this host.
 
     A device that runs gives data while it does (PRE_COPY), if its driver can do

@@ -31,7 +31,7 @@ _LEAST_CONFIG_SPACE: Final = 256
 
 @final
 @attrs.define(eq=False)
-class KernelDevice(OnHost):
+class VfioSink(OnHost):
     """A sink that is a VFIO device of this host.
 
     All data goes to the device, whose driver judges it in `finish`. The config blob
@@ -215,8 +215,8 @@ class KernelDevice(OnHost):
             self._host.close()
 
 
-class Runs(Protocol):
-    """A device that can be let work in two steps, as `KernelDevice`."""
+class SupportsRun(Protocol):
+    """A device that can be let work in two steps, as `VfioSink`."""
 
     async def run_p2p(self) -> None:
         """Work and answer other devices, but begin no access to one."""
@@ -227,7 +227,7 @@ class Runs(Protocol):
         ...
 
 
-async def run_devices(devices: Iterable[Runs]) -> None:
+async def run_devices(devices: Iterable[SupportsRun]) -> None:
     """Let several devices work that may access each other, after their `finish`.
 
     None of them begins an access to another before all can answer: first all go to
