@@ -12,7 +12,7 @@ from typing import Any
 import click
 import pytest
 
-from trio_vfio import DeviceError, MigrationFailed, MigrationResult
+from trio_vfio import DeviceError, MigrationFailed, MigrationResult, SessionState
 from trio_vfio.__main__ import main
 from trio_vfio._cli import _inspect, _main, _receive
 from trio_vfio._cli._main import run_command
@@ -204,7 +204,7 @@ def test_one_line_for_each_fault(
         DeviceError("a\x1b[1m/vfio", 0, "write", "ENOSPC", idx=3, offset=7),
         DeviceError("[red]b/vfio", 1, "begin", "line\nbreak"),
     ]
-    result = MigrationResult("failed", (), (), (), None, 0.0)
+    result = MigrationResult(SessionState.FAILED, (), (), (), None, 0.0)
     failure = ExceptionGroup("", [MigrationFailed(faults, result), OSError(2, "gone")])
     assert _run_failing(failure, monkeypatch) == 1
     assert capsys.readouterr().err.splitlines() == [

@@ -29,6 +29,7 @@ from trio_vfio import (
     MigrationFailed,
     MigrationResult,
     PeerProtocolError,
+    SessionState,
     SnapshotDirectory,
 )
 from trio_vfio._cli import _local
@@ -399,7 +400,7 @@ def _ended(error: Exception) -> _local._Side[Any]:
 
 
 def _failed(*faults: Exception) -> MigrationFailed:
-    nothing = MigrationResult("failed", (), (), (), None, 0.0)
+    nothing = MigrationResult(SessionState.FAILED, (), (), (), None, 0.0)
     return MigrationFailed(faults, nothing)  # type: ignore[arg-type]
 
 

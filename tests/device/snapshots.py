@@ -5,7 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from trio_vfio import DeviceResult, MigrationResult, SessionState
+from trio_vfio import (
+    DeviceResult,
+    DeviceState,
+    MigrationResult,
+    SessionState,
+    Transfer,
+)
 from trio_vfio._device import FileSink
 
 A, B = "0000:00:04.0/vfio", "0000:00:05.0/vfio"
@@ -16,18 +22,19 @@ def views(*buffers: bytes) -> Iterator[memoryview]:
 
 
 def result_of(
-    *devices: tuple[str, bytes, bytes | None], status: str = "completed"
+    *devices: tuple[str, bytes, bytes | None],
+    status: DeviceState = DeviceState.COMPLETED,
 ) -> MigrationResult:
     """Return the result of a migration of devices with that data and config."""
     return MigrationResult(
-        status=SessionState.DEVICE.value,
+        status=SessionState.DEVICE,
         errors=(),
         devices=tuple(
             DeviceResult(
                 idstr=idstr,
                 instance_id=0,
                 status=status,
-                transfer="multifd",
+                transfer=Transfer.MULTIFD,
                 errors=(),
                 precopy_bytes=0,
                 data_bytes=len(data),

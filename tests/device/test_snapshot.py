@@ -176,7 +176,7 @@ async def test_devices_from_elsewhere_are_left_out(tmp_path: Path) -> None:
 async def test_half_a_snapshot_gets_no_manifest(tmp_path: Path) -> None:
     snapshot = SnapshotDirectory(tmp_path)
     await snapshot(A, 0).begin()
-    loading = DeviceState.LOADING.value
+    loading = DeviceState.LOADING
     with pytest.raises(ValueError, match=f"no whole snapshot: {A} is loading"):
         await snapshot.write_manifest(result_of((A, b"a", None), status=loading))
     assert "manifest.json" not in names(tmp_path)
