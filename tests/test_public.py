@@ -19,7 +19,8 @@ from typing import Any, Final, TypeAlias
 import attrs
 import pytest
 
-from trio_vfio import CaptureStatus, DeviceState, SessionState, Transfer
+import trio_vfio
+from trio_vfio import CaptureStatus, Deadlines, DeviceState, SessionState, Transfer
 
 LIST: Final = Path(__file__).with_name("public_names.txt")
 """One public name per line, with its kind. A change of the interface shows here."""
@@ -174,6 +175,18 @@ def test_public_classes_can_be_pickled_by_name(package: str) -> None:
     for value in public(package).values():
         if inspect.isclass(value):
             assert pickle.loads(pickle.dumps(value)) is value  # noqa: S301 -- ours
+
+
+def test_every_raised_deadline_is_a_field_of_deadlines() -> None:
+    raised = {
+        call.args[0].value
+        for path in Path(trio_vfio.__path__[0]).rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_bytes()))
+        if isinstance(call, ast.Call)
+        and ast.unparse(call.func) == "DeadlineExceeded"
+        and isinstance(call.args[0], ast.Constant)
+    }
+    assert raised == {field.name for field in attrs.fields(Deadlines)}
 
 
 @pytest.mark.parametrize("states", [DeviceState, SessionState, CaptureStatus, Transfer])
