@@ -93,7 +93,9 @@ def copy_packet(idx: int, times: int) -> Damage:
                 275: "channel 3: channel ends inside",
                 279: "unknown version 21",
                 280: f"packet 352321538 of {DEVICE}",
-                283: f"packet 5 of {DEVICE} is the config, but packet 23 is",
+                # The first, if packet 23 is there before the config; else the second.
+                283: f"packet 5 of {DEVICE} is the config, but packet 23 is"
+                f"|packet 23 of {DEVICE} is data beyond the config, 5",
                 287: "unknown flags 0x15",
             }.items()
         ),
