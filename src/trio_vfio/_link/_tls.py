@@ -1,14 +1,19 @@
-"""TLS on a connection: the handshake, and in words why it came to nothing."""
+"""TLS on a connection: its stream, its handshake, and in words why it broke."""
 
 from __future__ import annotations
 
 import ssl
 from contextlib import suppress
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeGuard
 
 import trio
 
 Secure: TypeAlias = trio.SSLStream[trio.abc.Stream]
+
+_IGNORE_EOF: Final[int] = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+"""OpenSSL 3 has this option, OpenSSL 1.1 does not. Python sets it in every context
+before 3.11.4, Debian 12's among them (CPython gh-95494). OpenSSL then reports a
+connection that was cut as one that ended with a close alert."""
 
 _ALERT: Final = "_ALERT_"
 """In OpenSSL's name for an error: the peer's own word for what it does not like."""
@@ -22,6 +27,52 @@ _REASONS: Final = {
 
 class NoTlsError(Exception):
     """A handshake that came to nothing. Says why, in one line."""
+
+
+def secure(
+    stream: trio.abc.Stream,
+    context: ssl.SSLContext,
+    *,
+    server_side: bool = False,
+    server_hostname: str | None = None,
+) -> Secure:
+    """Put TLS on *stream*, so that a cut connection never looks like one that ended.
+
+    For that, `ssl.OP_IGNORE_UNEXPECTED_EOF` is cleared in *context*.
+    """
+    context.options &= ~_IGNORE_EOF
+    return trio.SSLStream(
+        stream, context, server_side=server_side, server_hostname=server_hostname
+    )
+
+
+def is_secure(stream: trio.abc.Stream) -> TypeGuard[Secure]:
+    """Whether *stream* is TLS, as far as Trio can tell."""
+    return isinstance(stream, trio.SSLStream)
+
+
+def check_ready_made(stream: trio.abc.Stream) -> None:
+    """Refuse a TLS stream of the caller's on which a cut would look like an end.
+
+    An SSLStream copies the options of its context when it is made, so that it is too
+    late to change them.
+
+    Raises:
+      ValueError: if *stream* is such a stream. Says what to do.
+    """
+    if not is_secure(stream):
+        return
+    if stream.context.options & _IGNORE_EOF:
+        raise ValueError(
+            "this SSLStream takes a connection that was cut for one that ended; before"
+            " it is made: context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF"
+        )
+    # Trio has no public name for this.
+    if getattr(stream, "_https_compatible", False):
+        raise ValueError(
+            "this SSLStream takes a connection that was cut for one that ended; make"
+            " it without https_compatible"
+        )
 
 
 async def shake_hands(stream: Secure, peer: str) -> None:
@@ -46,7 +97,7 @@ async def shake_hands(stream: Secure, peer: str) -> None:
         broken = error
     await _send_alert(stream)
     cause = broken.__cause__
-    if isinstance(cause, (ssl.SSLEOFError, ConnectionResetError)):
+    if _was_cut(cause) or isinstance(cause, ConnectionResetError):
         reason = f"{peer} has closed the connection"
     else:
         reason = why_broken(broken, peer)
@@ -64,7 +115,7 @@ def why_broken(
     cause = error.__cause__ or error
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"{peer}'s certificate is refused: {_verify_message(cause)}"
-    if isinstance(cause, ssl.SSLEOFError):
+    if _was_cut(cause):
         return "TLS ended without a close alert"
     if not isinstance(cause, ssl.SSLError):
         return str(cause)
@@ -75,6 +126,15 @@ def why_broken(
     if _ALERT in reason:
         return f"{peer} has refused: {_words(reason.partition(_ALERT)[2])}"
     return _REASONS.get(reason, _words(reason)).format(peer=peer)
+
+
+def _was_cut(error: BaseException | None) -> bool:
+    """Whether OpenSSL found the end of a connection without a close alert."""
+    # Before 3.11.4, Python does not always make an SSLEOFError of it (gh-95494).
+    return isinstance(error, ssl.SSLError) and (
+        isinstance(error, ssl.SSLEOFError)
+        or error.reason == "UNEXPECTED_EOF_WHILE_READING"
+    )
 
 
 def _verify_message(error: ssl.SSLCertVerificationError) -> str:

@@ -11,7 +11,8 @@ import trio
 from .._batch import as_batch
 from .._errors import ConnectionLost, PeerProtocolError
 from .._link._reader import Reader, SocketReader, reader
-from .._link._stream import plain_stream, receive_exactly
+from .._link._stream import receive_exactly
+from .._link._tls import is_secure, why_broken
 from .._wire._channel_decoder import ChannelDecoder
 from .._wire._multifd import RamPacket, StateHeader, StatePacket
 from ._loader import IncomingDevice
@@ -40,7 +41,7 @@ async def receive_channel(
     """
     try:
         # Read before the page size is known, a byte shows if the channel ends.
-        if first := await _first_byte(stream):
+        if first := await _first_byte(stream, channel):
             channel.decoder = ChannelDecoder(await page_size())
             await _Receiver(stream, channel, channel.decoder, router).receive(first)
     except PeerProtocolError as error:
@@ -53,11 +54,22 @@ async def receive_channel(
     router.check_main()
 
 
-async def _first_byte(stream: trio.abc.Stream) -> bytes:
+async def _first_byte(stream: trio.abc.Stream, channel: Channel) -> bytes:
     try:
         return await receive_exactly(stream, 1)
-    except (trio.BrokenResourceError, trio.ClosedResourceError):
+    except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+        _broke_between_packets(stream, channel, error)
         return b""
+
+
+def _broke_between_packets(
+    stream: trio.abc.Stream, channel: Channel, error: Exception
+) -> None:
+    """Raise ConnectionLost if that was no end of *channel*."""
+    if is_secure(stream):
+        # Only the close alert tells an end from a cut, and QEMU sends it.
+        reason = "TLS ended without a close alert"
+        raise ConnectionLost(reason, channel=channel.name) from error
 
 
 @final
@@ -176,11 +188,11 @@ class _Receiver:
             self._whole = None
             device.put(packet)
 
-    def _broke(self, error: Exception) -> None:
+    def _broke(
+        self, error: trio.BrokenResourceError | trio.ClosedResourceError
+    ) -> None:
         if self._decoder.inside_packet:
-            reason = f"broke inside a packet: {error}"
+            why = why_broken(error, "the source")
+            reason = f"broke inside a packet: {why}"
             raise ConnectionLost(reason, channel=self._channel.name) from error
-        if plain_stream(self._stream) is not self._stream:
-            # Only the close alert tells an end from a cut, and QEMU sends it.
-            reason = "TLS ended without a close alert"
-            raise ConnectionLost(reason, channel=self._channel.name) from error
+        _broke_between_packets(self._stream, self._channel, error)

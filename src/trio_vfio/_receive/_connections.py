@@ -12,14 +12,20 @@ import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Final, TypeGuard, final
+from typing import Final, final
 
 import attrs
 import trio
 
 from .._errors import ConnectionLost, PeerProtocolError, describe
 from .._link._stream import plain_stream, receive_exactly, reset
-from .._link._tls import NoTlsError, Secure, shake_hands
+from .._link._tls import (
+    NoTlsError,
+    check_ready_made,
+    is_secure,
+    secure,
+    shake_hands,
+)
 from .._migration._stop import log
 from .._values import AsyncValue
 from .._wire._main_decoder import MainDecoder
@@ -113,7 +119,7 @@ class Connections:
         # Without the shield a cancel would end the loop at the first of them.
         with trio.CancelScope(shield=True):
             for stream in self._accepted:
-                if completed and _is_tls(stream):
+                if completed and is_secure(stream):
                     with trio.move_on_after(SHUT_GRACE):
                         await stream.aclose()
                 elif not completed and self._may_be_mute_main(stream):
@@ -157,7 +163,7 @@ class Connections:
     def _secured(self, stream: trio.abc.Stream) -> trio.abc.Stream:
         if self.ssl_context is None:
             return stream
-        return trio.SSLStream(stream, self.ssl_context, server_side=True)
+        return secure(stream, self.ssl_context, server_side=True)
 
     async def _serve(self, stream: trio.abc.Stream) -> None:
         self._served.value += 1
@@ -195,11 +201,14 @@ class Connections:
         return None
 
     async def _first_bytes(self, stream: trio.abc.Stream) -> bytes:
-        if _is_tls(stream):
+        if is_secure(stream):
             try:
+                check_ready_made(stream)
                 await shake_hands(stream, "the source")
             except NoTlsError as error:
                 raise _NotAPeerError(f"no TLS: {error}") from error
+            except ValueError as error:
+                raise _NotAPeerError(str(error)) from error
         first = await receive_exactly(stream, 4)
         wanted = _FIRST_BYTES.get(first, 4)
         if wanted > 4:
@@ -264,10 +273,6 @@ class Connections:
     async def _serve_main(self, main: MainChannel, first: bytes) -> None:
         await main.receive(first)
         await main.source_left.wait()
-
-
-def _is_tls(stream: trio.abc.Stream) -> TypeGuard[Secure]:
-    return isinstance(stream, trio.SSLStream)
 
 
 def _from(stream: trio.abc.Stream) -> str:

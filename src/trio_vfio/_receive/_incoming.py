@@ -18,6 +18,7 @@ from .._link._address import (
     listening,
     parse_address,
 )
+from .._link._tls import check_ready_made
 from .._migration._block import beside
 from .._migration._progress import DeviceProgress
 from .._result import MigrationResult, SessionState
@@ -112,7 +113,12 @@ async def open_incoming(
         streams that the caller has opened. Those stay the caller's to close. Any
         stream may have a ``reset()``, not async, which closes it so that the peer
         finds it broken, and an attribute ``was_reset``, whether that is what the
-        peer has done. Without them a failure can look like a proper end.
+        peer has done. Without them a failure can look like a proper end. A
+        `trio.SSLStream` must be made without ``https_compatible``, by a context
+        without `ssl.OP_IGNORE_UNEXPECTED_EOF`, which Python sets before 3.11.4:
+        otherwise a cut connection looks like one that ended. A given stream that
+        does not comply is refused with ValueError. One that a listener accepts is
+        dropped, and the reason is logged.
       devices: where the state goes, by idstr (the guest's path to the device)
         or by idstr and instance id; then the source must send exactly these. Or
         a callable that makes a sink for whatever device the source announces, or
@@ -136,13 +142,15 @@ async def open_incoming(
         and between two steps of ours: it must not take long. If it raises, that
         is logged and it is not called again; the migration goes on.
       ssl_context: for a server; every connection must then be TLS. One whose
-        handshake fails is dropped, and that is logged.
+        handshake fails is dropped, and that is logged. The option
+        `ssl.OP_IGNORE_UNEXPECTED_EOF` of the context is cleared, and stays so.
 
     Raises:
       MigrationFailed: with every fault that was found: `PeerProtocolError`,
         `ConnectionLost`, `DeadlineExceeded`, `DeviceError`.
       TypeError: if *where* holds something else.
-      ValueError: if *where* is no address, or a number makes no sense.
+      ValueError: if *where* is no address or holds a TLS stream that does not
+        notice a cut, or a number makes no sense.
       OSError: if it cannot be listened on.
       Whatever the block itself raises, as it is.
     """
@@ -162,6 +170,9 @@ async def open_incoming(
         trace=Trace(trace),
     )
     async with _listening(where) as (listeners, given):
+        if ssl_context is None:
+            for stream in given:
+                check_ready_made(stream)
         connections = Connections(session, listeners, given, ssl_context)
         addresses = tuple(filter(None, map(address_of, listeners)))
         async with beside(session, partial(_run, session, connections)):

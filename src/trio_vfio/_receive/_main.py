@@ -14,6 +14,7 @@ import trio
 
 from .._errors import ConnectionLost, PeerProtocolError
 from .._link._stream import plain_stream
+from .._link._tls import why_broken
 from .._result import Transfer
 from .._wire._idstr import is_vfio
 from .._wire._machine import acks_once
@@ -119,7 +120,7 @@ class MainChannel:
                 return data
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 at = self.decoder.position
-                reason = f"broke behind byte {at}: {error.__cause__ or error}"
+                reason = f"broke behind byte {at}: {why_broken(error, 'the source')}"
                 raise ConnectionLost(reason, channel="main") from error
         return b""
 

@@ -10,6 +10,7 @@ import trio
 
 from .._errors import ConnectionLost
 from .._link._stream import was_reset
+from .._link._tls import why_broken
 from .._migration._stop import Stop, log
 from .._trace import Trace
 from .._wire._return_path import ReturnPathFrame, shut
@@ -112,6 +113,8 @@ class ReturnPath:
         raise ConnectionLost("the source does not take the last word", channel="main")
 
 
-def _lost(error: Exception) -> ConnectionLost:
-    reason = f"the return path broke: {error.__cause__ or error}"
+def _lost(
+    error: trio.BrokenResourceError | trio.ClosedResourceError,
+) -> ConnectionLost:
+    reason = f"the return path broke: {why_broken(error, 'the source')}"
     return ConnectionLost(reason, channel="main")

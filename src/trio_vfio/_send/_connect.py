@@ -19,7 +19,7 @@ import trio
 from .._deadlines import Deadlines
 from .._link._address import LOCALHOST, TcpAddress, connect, parse_address
 from .._link._stream import keep_alive
-from .._link._tls import NoTlsError, shake_hands
+from .._link._tls import NoTlsError, check_ready_made, secure, shake_hands
 from .._types import Connect
 from .._wire._multifd import InitialPacket
 
@@ -54,7 +54,8 @@ async def connected(
     If this fails or is cancelled, those that were opened are closed.
 
     Raises:
-      ValueError: if *where* is no address.
+      ValueError: if *where* is no address, or opens TLS streams on which a cut
+        connection looks like one that ended.
       OSError: if a connection cannot be made, or not in time.
     """
     connect_one = where if callable(where) else _to(where, deadlines.silence)
@@ -104,16 +105,17 @@ class _Opening:
         stream = await self.connect_one()
         if self.ssl_context is None:
             self.stack.push_async_callback(_close, stream)
+            check_ready_made(stream)
             return stream
-        secure = trio.SSLStream(
+        over_tls = secure(
             stream, self.ssl_context, server_hostname=self.server_hostname
         )
-        self.stack.push_async_callback(_close, secure)
+        self.stack.push_async_callback(_close, over_tls)
         try:
-            await shake_hands(secure, "the destination")
+            await shake_hands(over_tls, "the destination")
         except NoTlsError as error:
             raise OSError(errno.EPROTO, f"no TLS: {error}") from error.__cause__
-        return secure
+        return over_tls
 
     async def open_channel(self, uuid: bytes, id_: int) -> trio.abc.Stream:
         stream = await self.open_one()

@@ -145,7 +145,10 @@ async def open_outgoing(
       where: an address (``tcp:HOST:PORT``, ``unix:PATH``), or a function that
         opens a connection; called once for the main channel and then once for
         each other channel. What it opens is closed; when the migration fails, by
-        the ``reset`` of a stream that has one.
+        the ``reset`` of a stream that has one. A `trio.SSLStream` must be made
+        without ``https_compatible``, by a context without
+        `ssl.OP_IGNORE_UNEXPECTED_EOF`, which Python sets before 3.11.4: otherwise a
+        cut connection looks like one that ended.
       devices: what gives the state, by idstr (the guest's path to the device) or
         by idstr and instance id.
       channels: how many multifd channels, 1 to 255.
@@ -163,7 +166,8 @@ async def open_outgoing(
         channel, or be sent. A device may always fill one buffer. One that is read
         in a thread gets no more than what keeps all channels busy.
       max_session_bytes: the same for all devices together.
-      ssl_context: for a client; every connection is then TLS.
+      ssl_context: for a client; every connection is then TLS. The option
+        `ssl.OP_IGNORE_UNEXPECTED_EOF` of the context is cleared, and stays so.
       server_hostname: what the destination's certificate must be for; None: the
         host of the address.
       trace: called with all that happens, under QEMU's names, in Trio's thread.
@@ -172,8 +176,8 @@ async def open_outgoing(
     Raises:
       MigrationFailed: with every fault that was found: `PeerProtocolError`,
         `ConnectionLost`, `DestinationFailed`, `DeadlineExceeded`, `DeviceError`.
-      ValueError: if *where* is no address, a name is no idstr, or a number makes
-        no sense.
+      ValueError: if *where* is no address or opens a TLS stream that does not
+        notice a cut, a name is no idstr, or a number makes no sense.
       OSError: if no connection can be made; ETIMEDOUT after the deadline
         ``first_connection``.
       ssl.SSLError: if the destination is not trusted, as the cause of an OSError. A
