@@ -54,7 +54,7 @@ async def journey(
     server_hostname: str | None = None,
 ) -> tuple[MigrationResult, MigrationResult]:
     """Migrate 3 MiB and a byte to *where*."""
-    with trio.fail_after(30):
+    with trio.fail_after(100):
         async with open_incoming(
             where, {A: NullSink()}, ssl_context=server, digests=True
         ) as incoming:
@@ -256,7 +256,7 @@ async def test_what_is_loaded_is_what_was_sent() -> None:
         with open(write_end, "wb") as file:
             file.write(data)
 
-    with trio.fail_after(30):
+    with trio.fail_after(100):
         async with (
             open_incoming("tcp:127.0.0.1:0", {A: FdSink(out_write)}) as incoming,
             trio.open_nursery() as nursery,
