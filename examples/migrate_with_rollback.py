@@ -36,9 +36,9 @@ class Guest:
         self.runs = True
         print("the guest runs on, here")
 
-    def leave(self, seconds: float) -> None:
+    def leave(self, result: trio_vfio.MigrationResult) -> None:
         self.moved = True
-        print(f"moved; the guest stood still for {seconds:.3f} s")
+        print(f"moved; the guest stood still for {result.switchover_seconds:.3f} s")
 
 
 async def destination(
@@ -87,7 +87,7 @@ async def migrate(guest: Guest, address: str, state: int) -> None:
         # Also after a cancel, which may come a moment after all has gone well.
         result = None if outgoing is None else outgoing.result()
         if result is not None and result.status == "completed":
-            guest.leave(result.switchover_seconds)
+            guest.leave(result)
         elif not guest.runs:
             # The device runs again already; nothing at the destination does.
             guest.resume()

@@ -175,16 +175,17 @@ async def test_the_name_of_this_machine() -> None:
 
 
 async def test_nobody_listens(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    for where, number in [
-        (f"tcp:127.0.0.1:{port}", errno.ECONNREFUSED),
-        (f"unix:{tmp_path}/none", errno.ENOENT),
-    ]:
-        with pytest.raises(OSError, match=where) as caught:
-            async with open_outgoing(where, {A: NullSource()}):
-                pytest.fail("not reached")
-        assert (caught.value.errno, caught.value.filename) == (number, where)
+    # Bound, so that nobody else gets the port, but not listening.
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        for where, number in [
+            (f"tcp:127.0.0.1:{bound.getsockname()[1]}", errno.ECONNREFUSED),
+            (f"unix:{tmp_path}/none", errno.ENOENT),
+        ]:
+            with pytest.raises(OSError, match=where) as caught:
+                async with open_outgoing(where, {A: NullSource()}):
+                    pytest.fail("not reached")
+            assert (caught.value.errno, caught.value.filename) == (number, where)
 
 
 @pytest.mark.parametrize("where", ["", "udp:1:2", "tcp:there", "tcp:::1"])
