@@ -1,13 +1,17 @@
 """A migration script: deadlines, progress, and a guest that runs on if it fails.
 
 The first destination has no room for the state; the second takes it. Interrupt it
-with Ctrl-C: the guest runs on then, too, wherever it has been stopped.
+with Ctrl-C: the guest runs on then, too, wherever it has been stopped. The signal
+cancels the migration; without a receiver, Trio would raise KeyboardInterrupt in
+whichever task runs, which may be the one that lets the guest run on.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import signal
+from collections.abc import AsyncIterator
 
 import trio
 
@@ -22,6 +26,7 @@ class Guest:
     """Stands in for a virtual machine."""
 
     runs = True
+    moved = False
 
     async def pause(self) -> None:
         self.runs = False
@@ -30,6 +35,10 @@ class Guest:
     def resume(self) -> None:
         self.runs = True
         print("the guest runs on, here")
+
+    def leave(self, result: trio_vfio.MigrationResult) -> None:
+        self.moved = True
+        print(f"moved; the guest stood still for {result.switchover_seconds:.3f} s")
 
 
 async def destination(
@@ -55,8 +64,8 @@ async def show_progress(outgoing: trio_vfio.Outgoing) -> None:
         await trio.sleep(0.1)
 
 
-async def migrate(guest: Guest, address: str, state: int) -> bool:
-    """Move the guest's device. Returns whether it lives at *address* now."""
+async def migrate(guest: Guest, address: str, state: int) -> None:
+    """Move the guest's device to *address*, or let the guest run on."""
     source = trio_vfio.FdSource(state, precopy_bytes=SIZE // 2)
     # The guest stands still for three seconds at most.
     deadlines = trio_vfio.Deadlines(first_connection=5, handshake=5, switchover=3)
@@ -75,29 +84,45 @@ async def migrate(guest: Guest, address: str, state: int) -> bool:
         for fault in getattr(failed, "exceptions", [failed]):
             print("failed:", fault)
     finally:
-        # Also behind a cancel, which may come a moment after all has gone well.
-        moved = outgoing is not None and outgoing.result().status == "completed"
-        if not moved and not guest.runs:
+        # Also after a cancel, which may come a moment after all has gone well.
+        result = None if outgoing is None else outgoing.result()
+        if result is not None and result.status == "completed":
+            guest.leave(result)
+        elif not guest.runs:
             # The device runs again already; nothing at the destination does.
             guest.resume()
-    if moved and outgoing is not None:
-        seconds = outgoing.result().switchover_seconds
-        print(f"moved; the guest stood still for {seconds:.3f} s")
-    return moved
 
 
-async def main() -> None:
+async def cancel_on_signal(
+    signals: AsyncIterator[int], scope: trio.CancelScope
+) -> None:
+    async for _ in signals:
+        scope.cancel(reason="interrupted")
+
+
+async def migrate_twice(guest: Guest) -> None:
     state = os.memfd_create("state")
     os.truncate(state, SIZE)
     full = SimulatedSink(
         seconds_per_mib=0.02, fails={"write": errno.ENOSPC}, fails_at_byte=SIZE - 1
     )
-    for device in (full, SimulatedSink(seconds_per_mib=0.02)):
+    try:
+        for device in (full, SimulatedSink(seconds_per_mib=0.02)):
+            async with trio.open_nursery() as nursery:
+                address: str = await nursery.start(destination, device)
+                await migrate(guest, address, state)
+    finally:
+        os.close(state)
+
+
+async def main() -> None:
+    guest = Guest()
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
-            address: str = await nursery.start(destination, device)
-            moved = await migrate(Guest(), address, state)
-    os.close(state)
-    raise SystemExit(not moved)
+            nursery.start_soon(cancel_on_signal, signals, nursery.cancel_scope)
+            await migrate_twice(guest)
+            nursery.cancel_scope.cancel(reason="both have ended")
+    raise SystemExit(not guest.moved)
 
 
 if __name__ == "__main__":

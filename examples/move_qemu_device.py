@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import signal
 import tempfile
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
@@ -173,10 +174,11 @@ async def move_or_roll_back(
     return moved
 
 
-async def cancel_on_signal(scope: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for _ in signals:
-            scope.cancel(reason="interrupted")
+async def cancel_on_signal(
+    signals: AsyncIterator[int], scope: trio.CancelScope
+) -> None:
+    async for _ in signals:
+        scope.cancel(reason="interrupted")
 
 
 async def main() -> None:
@@ -187,12 +189,17 @@ async def main() -> None:
     parser.add_argument("--downtime", metavar="SECONDS", type=float, default=5)
     given = parser.parse_args()
     moved = False
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(cancel_on_signal, nursery.cancel_scope)
-        moved = await move_or_roll_back(
-            given.source_qmp, given.destination_qmp, given.snapshot, given.downtime
-        )
-        nursery.cancel_scope.cancel(reason="it has ended")
+    # Before anything begins, so that no signal is raised as KeyboardInterrupt.
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cancel_on_signal, signals, nursery.cancel_scope)
+            moved = await move_or_roll_back(
+                given.source_qmp,
+                given.destination_qmp,
+                given.snapshot,
+                given.downtime,
+            )
+            nursery.cancel_scope.cancel(reason="it has ended")
     raise SystemExit(not moved)
 
 

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 _NEEDS = frozenset({"click", "rich"})
 
 
 def main() -> int:
-    """Run the command. Returns its exit status."""
+    """Run the command. Returns its exit status, which no signal changes any more."""
+    try:
+        return _run()
+    except KeyboardInterrupt:
+        # During imports, or wherever else there is nothing to cancel yet.
+        return 130
+    finally:
+        # Python gives both their default action, which ends the process, while it
+        # shuts down. It leaves alone what is ignored.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _run() -> int:
     try:
         from ._cli._main import run_command  # noqa: PLC0415 (may be missing)
     except ModuleNotFoundError as error:
@@ -20,11 +34,7 @@ def main() -> int:
             " pip install 'trio-vfio[cli]'\n"
         )
         return 1
-    try:
-        return run_command()
-    except KeyboardInterrupt:
-        # Before Trio has taken the signals over, or after.
-        return 130
+    return run_command()
 
 
 if __name__ == "__main__":

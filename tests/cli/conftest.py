@@ -9,11 +9,14 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def ctrl_c() -> Iterator[None]:
-    """Have SIGINT interrupt this process and those it starts.
+def signals() -> Iterator[None]:
+    """Have SIGINT interrupt this process and those it starts; undo what a test sets.
 
-    A shell without job control lets what it runs in the background ignore it.
+    A shell without job control lets what it runs in the background ignore SIGINT, and
+    the command's own handlers stay when it has ended.
     """
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)

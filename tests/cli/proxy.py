@@ -104,7 +104,7 @@ class Proxy:
     """Done at the point. Must not wait."""
     killed: bool = attrs.field(default=False, init=False)
     """Whether one of the processes was, so that an end means that it is gone."""
-    struck_at: float | None = attrs.field(default=None, init=False)
+    struck: bool = attrs.field(default=False, init=False)
     connections: list[Connection] = attrs.field(factory=list[Connection], init=False)
 
     @property
@@ -162,8 +162,8 @@ class Proxy:
                     deaf = True
             connection.carried[back] += len(through)
             come = len(data) if self.point.held else len(through)
-            if here and self.struck_at is None and come >= left + self.point.held:
-                self.struck_at = trio.current_time()
+            if here and not self.struck and come >= left + self.point.held:
+                self.struck = True
                 self.strike(connection)
                 # For the cancel, if that is what it did.
                 await trio.lowlevel.checkpoint()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -69,3 +71,18 @@ def test_it_is_interrupted(capsys: pytest.CaptureFixture[str]) -> None:
     assert errors == [
         "trio-vfio: error: cancelled by SIGINT, complete, but before the devices work"
     ]
+
+
+def test_signal_while_the_result_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result is whole, and the status is that of a complete migration."""
+
+    class Interrupted(io.StringIO):
+        def write(self, text: str) -> int:
+            if text and not self.tell():
+                signal.raise_signal(signal.SIGINT)
+            return super().write(text)
+
+    shown = Interrupted()
+    monkeypatch.setattr(sys, "stdout", shown)
+    assert command(trio.lowlevel.checkpoint).run() == 0
+    assert json.loads(shown.getvalue())["status"] == "completed"

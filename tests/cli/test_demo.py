@@ -62,3 +62,30 @@ def test_a_source_that_fails(
     assert any("send: 0000:00:04.0/vfio: " in line for line in lines)
     assert any(": EISDIR: " in line for line in lines)
     assert any("receive: main: " in line for line in lines)
+
+
+INTERRUPTS = """\
+#!/bin/sh
+echo $$ >> {pids}
+case "$*" in *" {name} "*) kill -INT $PPID; esac
+exec {python} "$@"
+"""
+
+
+@pytest.mark.parametrize("name", ["receive", "send"])
+def test_demo_cancelled(
+    name: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No process is left, whichever was just about to start."""
+    python, pids = tmp_path / "python", tmp_path / "pids"
+    python.write_text(INTERRUPTS.format(pids=pids, name=name, python=sys.executable))
+    python.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert run_command(["demo"]) == 130
+    error = "trio-vfio: error: cancelled by SIGINT\n"
+    assert capsys.readouterr().err == error
+    started = pids.read_text().split()
+    assert len(started) == {"receive": 1, "send": 2}[name]
+    for pid in started:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)

@@ -1,8 +1,11 @@
 """Either side killed, stopped, or cut off, at exact places. Collaboration.
 
-Real processes and real sockets. The invariant: whoever is left fails within a
-second, with one line that says why; nothing is left at the destination, and the
+Real processes and real sockets. The invariant: whoever is left fails because of what
+it sees, with one line that says why; nothing is left at the destination, and the
 source's devices run again.
+
+Nothing here compares times of two processes, which a busy machine delays as it likes.
+Both sides get deadlines of an hour instead.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ from trio_vfio._wire._multifd import (
 from trio_vfio._wire._return_path import pong
 from trio_vfio._wire._vfio_section import VFIO_VERSION, encode_config
 
-from .processes import Running, names, running
+from .processes import HOUR, Running, names, running
 from .proxy import Connection, Point, Proxy
 
 IDSTR: Final = "0000:00:04.0/vfio"
@@ -54,9 +57,6 @@ SMALL: Final = PRECOPY + PACKET
 """Bytes of a state that takes one packet: over channel 0. The config goes over 1."""
 LARGE: Final = PRECOPY + 8 * MIB
 """Bytes of a state that no unix socket takes before somebody reads it."""
-
-SECOND: Final = 2.0
-"""A second, and another for a machine that has other things to do."""
 
 
 # What the source sends on main.
@@ -169,21 +169,11 @@ class Journey:
         """Return the one or the other."""
         return self.send if name == "send" else self.receive
 
-    def check_failed(
-        self,
-        name: str,
-        why: str,
-        *,
-        after: float = 0,
-        within: float = SECOND,
-        since: float | None = None,
-    ) -> str:
-        """Check that one side has failed in time, for one reason, and cleaned up.
+    def check_failed(self, name: str, why: str, *, after: float = 0) -> str:
+        """Check that one side has failed, for one reason, and cleaned up.
 
         Args:
-          after: seconds that have to pass before it can know.
-          within: seconds after which it must have ended.
-          since: what they count from; by default, the strike.
+          after: seconds that have to pass, by its own clock, before it can know.
 
         Returns: the reason.
         """
@@ -194,9 +184,8 @@ class Journey:
         expected = r"trio-vfio: error: |listening on |\d+ s: |dropped a connection"
         assert all(re.match(expected, line) for line in run.lines), run.lines
         assert (run.result["status"], run.result["errors"]) == ("failed", [error])
-        since = self.proxy.struck_at if since is None else since
-        assert run.ended_at is not None and since is not None
-        assert after <= run.ended_at - since < within
+        assert self.proxy.struck
+        assert run.result["seconds"] >= after
         if name == "send":
             check_runs(self.fd)
         else:
@@ -316,11 +305,12 @@ async def travel(
         unix = way.transport == "unix"
         return f"unix:{into}.{name}" if unix else "tcp:127.0.0.1:0"
 
-    sink = [at("there"), f"--into={into}", "--json", *way.option("receive")]
+    sink = [at("there"), f"--into={into}", "--json", *HOUR, *way.option("receive")]
     source = [
         f"--device={IDSTR}=fd:{fd}",
         f"--precopy={PRECOPY}",
         "--json",
+        *HOUR,
         *way.option("send"),
     ]
     async with (
@@ -407,9 +397,8 @@ async def test_a_channel_is_cut_between_packets(tmp_path: Path) -> None:
     async def cut(way: Way, there: str, here: str) -> None:
         with device(LARGE) as fd:
             it = await travel(tmp_path / way.transport, fd, point, finishes, way)
-            within = 1 + SECOND if way.options else SECOND
-            it.check_failed("receive", there, within=within)
-            it.check_failed("send", here, within=within)
+            it.check_failed("receive", there)
+            it.check_failed("send", here)
 
     tcp = Way("tcp", {"receive": "--silence=1"})
     async with trio.open_nursery() as nursery:
@@ -424,11 +413,8 @@ async def test_one_side_stands_still(stopped: str, tmp_path: Path) -> None:
     other = "receive" if stopped == "send" else "send"
 
     async def stop(deadline: str, size: int) -> None:
-        went_on_at: list[float] = []
-
         async def let_go_on(it: Journey) -> None:
             await it.side(other).process.wait()
-            went_on_at.append(trio.current_time())
             it.side(stopped).process.send_signal(signal.SIGCONT)
 
         way = Way("unix", {other: f"--{deadline}=1"})
@@ -437,8 +423,8 @@ async def test_one_side_stands_still(stopped: str, tmp_path: Path) -> None:
                 tmp_path / deadline, fd, point, stops(stopped), way, meanwhile=let_go_on
             )
             why = f"{deadline} deadline of 1 s passed: waiting for "
-            it.check_failed(other, why, after=1, within=1 + SECOND)
-            it.check_failed(stopped, f"{LOST}|{TOLD}", since=went_on_at[0])
+            it.check_failed(other, why, after=1)
+            it.check_failed(stopped, f"{LOST}|{TOLD}")
 
     async with trio.open_nursery() as nursery:
         # Of a smaller one there would be nothing left to be silent about.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -350,11 +351,41 @@ def test_plain(text: str, shown: str) -> None:
     assert plain(text) == shown
 
 
-def test_interrupted_before_anything_listens_for_signals(
+def test_interrupt_during_imports_is_no_traceback(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def interrupt() -> int:
-        raise KeyboardInterrupt
+    class Interrupts:
+        """A finder of modules that Ctrl-C reaches."""
 
-    monkeypatch.setattr(_main, "run_command", interrupt)
+        def find_spec(self, name: str, *_: object) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    _forget_command(monkeypatch)
+    monkeypatch.setattr(sys, "meta_path", [Interrupts(), *sys.meta_path])
     assert main() == 130
+
+
+LATE = """
+import atexit, os, signal, sys
+from trio_vfio.__main__ import main
+
+class Last:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{name})
+
+last = Last()  # deleted when Python has put back the default action of signals
+atexit.register(signal.raise_signal, signal.{name})
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_signal_during_shutdown_does_not_change_the_status(name: str) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", LATE.format(name=name), "fly"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    error = "trio-vfio: error: No such command 'fly' (see trio-vfio --help)\n"
+    assert (ran.returncode, ran.stdout, ran.stderr) == (2, "", error)

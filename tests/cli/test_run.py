@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -44,6 +45,42 @@ def test_too_late() -> None:
             await trio.sleep(0.01)
 
     assert run(work) is None
+
+
+def test_signal_before_the_loop_runs_cancels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The work is cancelled at its first checkpoint."""
+    loop = trio.run
+
+    def interrupted(main: Callable[[], Awaitable[object]]) -> object:
+        signal.raise_signal(signal.SIGINT)
+        return loop(main)
+
+    monkeypatch.setattr(trio, "run", interrupted)
+    assert run(trio.lowlevel.checkpoint) is signal.SIGINT
+
+
+def test_signal_raises_nothing_where_it_lands() -> None:
+    """Code without a checkpoint is not torn apart, as by KeyboardInterrupt."""
+    done = []
+
+    async def work() -> None:
+        signal.raise_signal(signal.SIGINT)
+        done.append(True)
+        await trio.sleep_forever()
+
+    assert run(work) is signal.SIGINT
+    assert done
+
+
+def test_signal_after_the_end_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command still has to show its result. A second signal ends the process."""
+    exits: list[int] = []
+    monkeypatch.setattr(os, "_exit", exits.append)
+    assert run(trio.lowlevel.checkpoint) is None
+    signal.raise_signal(signal.SIGINT)
+    assert exits == []
+    signal.raise_signal(signal.SIGTERM)
+    assert exits == [128 + signal.SIGTERM]
 
 
 def test_second_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import serialization
 from trio_vfio._cli import _receive, _send
 from trio_vfio._cli._main import run_command
 
-from .processes import Running, names, running
+from .processes import HOUR, Running, names, running
 
 Captured = pytest.CaptureFixture[str]
 
@@ -360,13 +360,14 @@ async def test_a_destination_without_tls(pki: Path) -> None:
 
 @pytest.mark.parametrize("who", ["send", "receive"])
 async def test_cancelled(who: str, pki: Path, tmp_path: Path) -> None:
-    """The other side fails at once, and nothing is left at the destination."""
+    """The other side fails without a deadline; nothing is left at the destination."""
     read_end, write_end = os.pipe()
     into = tmp_path / "snapshot"
+    both = ["--json", "--quiet", *HOUR]
     arguments = ["tcp:127.0.0.1:0", f"--into={into}", *_options(TLS["receive"], pki)]
-    async with running("receive", *arguments, "--json", "--quiet") as there:
+    async with running("receive", *arguments, *both) as there:
         arguments = [await there.address(), f"--device={IDSTR}=fd:{read_end}"]
-        arguments += [*_options(TLS["send"], pki), "--json", "--quiet"]
+        arguments += [*_options(TLS["send"], pki), *both]
         # A device that never comes to its end.
         async with running("send", *arguments, pass_fds=(read_end,)) as here:
             os.write(write_end, b"state")
@@ -384,7 +385,4 @@ async def test_cancelled(who: str, pki: Path, tmp_path: Path) -> None:
         assert re.match(r"(main|channel \d): (broke|TLS ended)", error)
     else:
         assert error == "the destination says that the migration failed"
-    # Not only when a deadline has passed.
-    assert stopped.ended_at is not None and other.ended_at is not None
-    assert abs(stopped.ended_at - other.ended_at) < 20
     assert names(into) == []

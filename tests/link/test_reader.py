@@ -23,7 +23,7 @@ from trio_vfio._link._reader import (
 KIB = 1 << 10
 
 # Seconds that nothing takes.
-LONG = 20.0
+LONG = 100.0
 
 
 @attrs.define(eq=False)

@@ -100,7 +100,7 @@ async def test_both_sides_know(version: ssl.TLSVersion) -> None:
         async def run(stream: Secure, peer: str, said: dict[str, str]) -> None:
             said[peer] = await outcome(stream, peer)
 
-        with trio.fail_after(30):
+        with trio.fail_after(100):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(run, source, "there", said)
                 nursery.start_soon(run, destination, "here", said)

@@ -35,7 +35,7 @@ from trio_vfio.testing import ScriptedSource, config_packet, data_packet
 
 A, B = "0000:00:04.0/vfio", "0000:00:05.0/vfio"
 
-LONG = 20.0
+LONG = 100.0
 """Seconds that nothing takes."""
 
 

@@ -126,9 +126,9 @@ async def test_what_is_damaged_fails(
         connect_to_it = partial(connect, parse_address(address))
         heard.append(await play(directory, connect_to_it, hold_state=False))
 
-    with pytest.raises(MigrationFailed) as failed, trio.fail_after(10):
+    with pytest.raises(MigrationFailed) as failed, trio.fail_after(100):
         async with open_incoming(
-            "tcp:127.0.0.1:0", {DEVICE: device}, deadlines=Deadlines(silence=1)
+            "tcp:127.0.0.1:0", {DEVICE: device}, deadlines=Deadlines(silence=3)
         ) as incoming:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(source, incoming.addresses[0])

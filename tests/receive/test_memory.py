@@ -126,7 +126,7 @@ async def test_state_of_any_size_takes_little_memory(
 ) -> None:
     command = [sys.executable, "-c", PROGRAM, str(DEVICES), str(max_queued_bytes)]
     said = b""
-    with trio.fail_after(50):
+    with trio.fail_after(250):
         async with trio.open_nursery() as nursery:
             run = partial(trio.run_process, command, stdout=subprocess.PIPE)
             process = await nursery.start(run)

@@ -136,7 +136,7 @@ async def connected(path: Path, channels: int = 1) -> ScriptedSource:
 
 async def until(what: Callable[[], bool]) -> None:
     """Wait for what is to happen in threads and in the system."""
-    with trio.fail_after(20):
+    with trio.fail_after(100):
         while not what():  # noqa: ASYNC110 (a thread tells no event)
             await trio.sleep(0.001)
 
@@ -161,7 +161,7 @@ async def test_threads_are_for_plain_sockets(path: Path) -> None:
     async def accept() -> None:
         found.append(await path.accept())
 
-    with trio.fail_after(20):
+    with trio.fail_after(100):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(accept)
             stream = await connect(path)
@@ -214,7 +214,7 @@ async def test_a_whole_migration(
     simulated = SimulatedSink()
     events: list[TraceEvent] = []
     before = set(os.listdir("/proc/self/fd"))
-    with trio.fail_after(40):
+    with trio.fail_after(100):
         async with receiving(
             path, sinks | {C: simulated}, digests=True, trace=events.append, **limits
         ) as incoming:
@@ -252,7 +252,7 @@ async def test_a_whole_migration(
 async def test_packets_of_a_channel_come_in_its_order(path: Path, files: Files) -> None:
     """One without data is whole with its header, which one read may bring with more."""
     events: list[TraceEvent] = []
-    with trio.fail_after(20):
+    with trio.fail_after(100):
         async with receiving(path, {A: files.memfd()}, trace=events.append) as incoming:
             source = await connected(path)
             # Before anybody reads them, so that they are there together.
@@ -314,7 +314,7 @@ async def test_nothing_is_written_before_the_switchover(
     data = [os.urandom(100_000) for _ in range(3)]
     packets = state_packets(A, data)
     size = sum(len(each) - HEADER for each in packets)
-    with trio.fail_after(30):
+    with trio.fail_after(100):
         async with receiving(path, {A: sink}) as incoming:
             source = await connected(path)
             await source.begin(A)
@@ -347,7 +347,7 @@ async def test_channels_wait_for_memory_before_the_switchover(
     sink = files.memfd()
     data = [os.urandom(100) for _ in range(5)]
     packets = state_packets(A, data)
-    with trio.fail_after(30):
+    with trio.fail_after(100):
         async with receiving(path, {A: sink}, max_queued_bytes=150) as incoming:
             source = await connected(path, 2)
             await source.begin(A)
@@ -368,7 +368,7 @@ async def test_a_packet_that_becomes_due_has_memory_while_the_device_still_write
 ) -> None:
     sink, pipe = files.pipe()
     first = bytes(MIB)
-    with trio.fail_after(30):
+    with trio.fail_after(100):
         async with receiving(path, {A: sink}, max_queued_bytes=100) as incoming:
             source = await connected(path, 2)
             await source.begin(A)
@@ -404,7 +404,7 @@ async def failure(
     path: Path, sinks: dict[str, Sink], stage: Stage, **options: Any
 ) -> list[str]:
     """Let a source do something for which the migration fails; return the faults."""
-    with trio.fail_after(30), pytest.raises(MigrationFailed) as failed:
+    with trio.fail_after(100), pytest.raises(MigrationFailed) as failed:
         async with receiving(path, sinks, **options) as incoming:
             source = await connected(path)
             await source.begin(*sinks)
@@ -498,17 +498,17 @@ async def test_a_channel_that_breaks_inside_a_packet(path: Path, files: Files) -
 
 async def test_a_peer_that_says_little_is_not_silent(path: Path, files: Files) -> None:
     """Not even if a packet takes it longer than the deadline."""
-    silence = 0.8
+    silence = 2.0
     packet = data_packet(A, 0, os.urandom(1000))
     sink = files.memfd()
-    with trio.fail_after(30):
+    with trio.fail_after(100):
         deadlines = Deadlines(silence=silence)
         async with receiving(path, {A: sink}, deadlines=deadlines) as incoming:
             source = await connected(path)
             await source.begin(A)
             await source.switch_over()
             await source.end()
-            end = trio.current_time() + 2 * silence
+            end = trio.current_time() + 1.25 * silence
             sent = 0
             while trio.current_time() < end:
                 await source.packets(0, packet[sent : sent + 1])
@@ -526,11 +526,11 @@ async def test_a_mute_peer_is_silent(path: Path, files: Files, size: int) -> Non
         await source.end()
         await source.packets(0, LARGE, data_packet(A, 1, bytes(50_000))[:size])
 
-    deadlines = Deadlines(silence=0.5)
+    deadlines = Deadlines(silence=1)
     faults = await failure(path, {A: files.memfd()}, stage, deadlines=deadlines)
     rest = f"channel 0: the rest of the packet at byte {FIRST + len(LARGE)}, "
     assert faults == [
-        "silence deadline of 0.5 s passed: waiting for "
+        "silence deadline of 1 s passed: waiting for "
         f"{rest if size else ''}{A}: packet 1"
     ]
 
@@ -650,7 +650,7 @@ async def _until_broken(function: Callable[[], Awaitable[None]]) -> None:
     ids=lambda stage: stage.__name__,
 )
 async def test_a_cancel(path: Path, files: Files, stage: CancelStage) -> None:
-    """All ends soon; devices are aborted once, and the source is told."""
+    """All ends without a deadline; devices are aborted once, and the source is told."""
     sink, pipe = files.pipe()
     other = files.memfd()
     before = set(os.listdir("/proc/self/fd"))
@@ -659,7 +659,7 @@ async def test_a_cancel(path: Path, files: Files, stage: CancelStage) -> None:
     async def listen(source: ScriptedSource) -> None:
         heard.extend(await source.heard())
 
-    with trio.fail_after(30):
+    with trio.fail_after(100):
         async with trio.open_nursery() as nursery:
             with trio.CancelScope() as scope:
                 async with receiving(
@@ -667,6 +667,8 @@ async def test_a_cancel(path: Path, files: Files, stage: CancelStage) -> None:
                     {A: sink, B: other},
                     max_queued_bytes=MIB,
                     device_grace=None,
+                    # None may be what ends it.
+                    deadlines=Deadlines(handshake=None, silence=None),
                 ) as incoming:
                     source = await connected(path)
                     nursery.start_soon(listen, source)
@@ -675,11 +677,8 @@ async def test_a_cancel(path: Path, files: Files, stage: CancelStage) -> None:
                     # Both devices have begun then; a channel may be ahead of main.
                     await until(lambda: session_of(incoming).router.started)
                     await stage(incoming, source, nursery, pipe)
-                    began = trio.current_time()
                     scope.cancel()
                     await trio.sleep_forever()
-            # Far less than any deadline.
-            assert trio.current_time() - began < 3
             assert active_thread_count() == 0
             assert incoming.result().status == "cancelled"
             assert (sink.aborts, other.aborts) == (1, 1)

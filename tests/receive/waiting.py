@@ -8,7 +8,7 @@ from typing import Final
 
 from trio_vfio._receive._signal import Signal
 
-LONG: Final = 20.0
+LONG: Final = 100.0
 """Seconds that nothing takes."""
 
 

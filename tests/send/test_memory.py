@@ -78,7 +78,7 @@ async def test_state_of_any_size_takes_little_memory(max_queued_bytes: int) -> N
     where = f"tcp:127.0.0.1:{listener.socket.getsockname()[1]}"
     numbers = map(str, (DEVICES, CHANNELS, STATE, max_queued_bytes))
     command = [sys.executable, "-c", PROGRAM, where, *numbers]
-    with trio.fail_after(50):
+    with trio.fail_after(250):
         async with listener, trio.open_nursery() as nursery:
             run = partial(trio.run_process, command, stdout=subprocess.PIPE)
             process = await nursery.start(run)
