@@ -236,19 +236,19 @@ MUTANTS: Final = (
     mutant(
         "no last chance for a last word",
         "agreement",
-        -1,
+        756,
         (Answers._hear_last_word, "if not self.may_succeed", "if True"),
     ),
     mutant(
         "devices run again before the connections are closed",
         "agreement devices",
-        -1,
+        145,
         (DeviceCalls.keep, "(self.stop.last_word, self.stop.abort_after)", "()"),
     ),
     mutant(
         "state read before the guest stands still",
         "switchover",
-        -1,
+        2,
         (
             OutgoingSession._switch_over,
             "await self.call_back(",
@@ -258,25 +258,25 @@ MUTANTS: Final = (
     mutant(
         "a device that holds one buffer too many",
         "memory",
-        -1,
+        9,
         (BufferPool._room, "share.limit - share.held", "share.limit + 1 - share.held"),
     ),
     mutant(
         "a short read taken for a full one",
         "prefix complete no-fault",
-        -1,
+        2,
         (Packing.add, "data = buffer[:count]", "data = buffer"),
     ),
     mutant(
         "an error after success fails the migration",
         "agreement devices",
-        -1,
+        2,
         (Migration.succeed, "self.stop.succeed()", "pass"),
     ),
     mutant(
         "done before the source was told",
         "agreement devices",
-        -1,
+        5,
         (IncomingSession.conclude, "return_path.succeed()", "self.complete()"),
     ),
 )
