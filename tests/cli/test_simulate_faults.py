@@ -83,7 +83,8 @@ def test_ctrl_c_in_a_run_ends_a_campaign_in_this_process(
         await true_begin(device)
 
     monkeypatch.setattr(SimulatedSink, "begin", begin)
-    ran = run("--seeds", "0:100000000", *ONE_DEVICE, "--json")
+    small = ("--channels", "1", "--size", "100")
+    ran = run("--seeds", "0:100000000", *ONE_DEVICE, *small, "--json")
     monkeypatch.undo()
     assert len(began) == 60
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -91,5 +92,5 @@ def test_ctrl_c_in_a_run_ends_a_campaign_in_this_process(
     assert "interrupted after 50 seeds" in ran.stderr
     said = json.loads(ran.stdout)
     assert said["interrupted"]
-    draws = Draws(devices=1, faults=False)
+    draws = Draws(devices=1, channels=1, size=100, faults=False)
     assert said["digest"] == run_campaign(range(50), draws).digest

@@ -180,10 +180,11 @@ def test_everything_happens_in_every_order_of_few_packets() -> None:
 
 
 def test_an_executor_makes_no_difference() -> None:
+    count = form(short=1, long=2)
     with ThreadPoolExecutor(1) as executor:
-        report = check_orders(1, events=2, turns=2, executor=executor)
-    assert report == check_orders(1, events=2, turns=2)
-    assert report.cases == 102 * 3 * 2
+        report = check_orders(1, events=count, turns=count, executor=executor)
+    assert report == check_orders(1, events=count, turns=count)
+    assert report.cases == 102 * (1 + count) * count
 
 
 def test_a_session_without_channels_to_choose_from() -> None:
