@@ -4,14 +4,46 @@ from __future__ import annotations
 
 import os
 
-# Set in the VM that `nox -s vm` makes, where only tests/vm runs.
-if "TRIO_VFIO_VM" not in os.environ:
-    from hypothesis import settings
+import pytest
 
+from tests.forms import form, use_long_form
+
+# Set in the VM that `nox -s vm` makes, where only tests/vm runs.
+_IN_VM = "TRIO_VFIO_VM" in os.environ
+
+if not _IN_VM:
     # It needs VFIO devices.
     collect_ignore = ["vm"]
 
-    # The same examples every time, however slow the machine: a test that fails
-    # fails again.
-    settings.register_profile("trio_vfio", derandomize=True, deadline=None)
-    settings.load_profile("trio_vfio")
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="run long tests in their long form: more seeds, orders and examples",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Tests start more than a hundred processes. Without bytecode on disk, each of them
+    # compiles the package again, which is a quarter of its start-up.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    # Before test modules are imported, because they choose their parameters by it.
+    if config.getoption("long"):
+        use_long_form()
+    if not _IN_VM:
+        from hypothesis import settings
+
+        # The same examples every time, however slow the machine: a test that fails
+        # fails again.
+        settings.register_profile(
+            "trio_vfio",
+            derandomize=True,
+            deadline=None,
+            max_examples=form(short=40, long=100),
+        )
+        settings.load_profile("trio_vfio")
+
+
+def pytest_report_header() -> str:
+    return f"long tests: {form(short='short form', long='long form')}"

@@ -175,7 +175,7 @@ def test_extra_missing(
 def test_something_else_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the extra would not bring is not blamed on it."""
     _forget_command(monkeypatch)
-    monkeypatch.setitem(sys.modules, "trio_vfio._capture._report", None)
+    monkeypatch.setitem(sys.modules, "trio_vfio._cli._faults", None)
     with pytest.raises(ModuleNotFoundError):
         main()
 

@@ -61,12 +61,16 @@ class Mutant:
 
     name: str
     falls: str
+    seed: int
+    """The first seed that catches it, or caught it before the core changed."""
     patches: tuple[Patch, ...]
 
 
-def mutant(name: str, falls: str, *patches: tuple[Callable[..., Any], str, str]) -> Any:
+def mutant(
+    name: str, falls: str, seed: int, *patches: tuple[Callable[..., Any], str, str]
+) -> Any:
     """Return a mutant as a parameter of a test."""
-    made = Mutant(name, falls, tuple(Patch(*patch) for patch in patches))
+    made = Mutant(name, falls, seed, tuple(Patch(*patch) for patch in patches))
     return pytest.param(made, id=name.replace(" ", "-"))
 
 
@@ -75,41 +79,49 @@ MUTANTS: Final = (
     mutant(
         "notify for notify_all",
         "delivery",
+        83,
         (IncomingDevice.wake, "notify_all()", "notify()"),
     ),
     mutant(
         "nobody is told of memory given back",
         "delivery",
+        2,
         (IncomingDevice._made_room, "self.wake()", "pass"),
     ),
     mutant(
         "nobody is told that the window has moved",
         "delivery",
+        165,
         (IncomingDevice._buffers, "self.home.call(self.wake)", "pass"),
     ),
     mutant(
         "nobody is told of memory given back before the device waits",
         "delivery",
+        2,
         (IncomingDevice.written, "if self._waiters", "if False and self._waiters"),
     ),
     mutant(
         "nobody but the own channels is told before the device waits",
         "delivery",
+        156,
         (IncomingDevice.written, "or self.others_wait()", ""),
     ),
     mutant(
         "nobody is told of bytes that all devices share",
         "delivery",
+        136,
         (Router.wake_over_budget, "device.wake()", "pass"),
     ),
     mutant(
         "no exemption for the due packet",
         "no-fault",
+        18,
         (ReorderQueue.admits, "header.idx == self.due and self.started", "False"),
     ),
     mutant(
         "lock held across the write",
         "delivery",
+        7,
         (
             IncomingDevice._load,
             "await self._write(",
@@ -119,11 +131,13 @@ MUTANTS: Final = (
     mutant(
         "queue cap off by one",
         "memory",
+        107,
         (ReorderQueue.admits, "<= self.max_bytes", "<= self.max_bytes + 1"),
     ),
     mutant(
         "one packet of a device never given back",
         "no-fault leftovers delivery",
+        2,
         (
             IncomingDevice.written,
             "self._release(buffer.data)",
@@ -133,6 +147,7 @@ MUTANTS: Final = (
     mutant(
         "memory given back before it is written",
         "prefix complete memory",
+        2,
         (Run._finish, "self._supply.written(buffer)", "pass"),
         (
             IncomingDevice._buffers,
@@ -144,6 +159,7 @@ MUTANTS: Final = (
     mutant(
         "start before SWITCHOVER_START",
         "switchover",
+        7,
         (
             MainChannel._handle,
             "device = await self.session.router.announce(event)",
@@ -156,6 +172,7 @@ MUTANTS: Final = (
     mutant(
         "config loaded early",
         "config-last",
+        5,
         (
             IncomingDevice._load,
             "while await self._data_is_due():",
@@ -167,6 +184,7 @@ MUTANTS: Final = (
     mutant(
         "success when the first device is done",
         "complete agreement devices cancel",
+        8,
         (
             MainChannel._end,
             "in list(router.devices.values()):\n        await",
@@ -176,33 +194,39 @@ MUTANTS: Final = (
     mutant(
         "ack sent twice",
         "acks",
+        234,
         (SwitchoverAck._when_none_counts, " or self._sent", ""),
     ),
     # Receiving: the end.
     mutant(
         "SHUT(0) on failure",
         "agreement",
+        17,
         (ReturnPath.run, "self._send_shut(1)", "self._send_shut(0)"),
     ),
     mutant(
         "cancel lost between buffers of a run",
         "cancel abort",
+        566,
         (Run._has_next, "if self.position.stopping", "if False"),
     ),
     mutant(
         "abort forgotten for a device with no call under way",
         "devices",
+        0,
         (DeviceCalls._end, "if not self.began and", "if"),
     ),
     mutant(
         "reset before the write returned",
         "abort",
+        0,
         (DeviceCalls._end, "with trio.move_on_after(self.grace):", "if False:"),
     ),
     # Sending.
     mutant(
         "EOF taken for success",
         "agreement",
+        773,
         (
             Answers._take_eof,
             "if self.return_path or not self.may_succeed",
@@ -212,16 +236,19 @@ MUTANTS: Final = (
     mutant(
         "no last chance for a last word",
         "agreement",
+        756,
         (Answers._hear_last_word, "if not self.may_succeed", "if True"),
     ),
     mutant(
         "devices run again before the connections are closed",
         "agreement devices",
+        145,
         (DeviceCalls.keep, "(self.stop.last_word, self.stop.abort_after)", "()"),
     ),
     mutant(
         "state read before the guest stands still",
         "switchover",
+        2,
         (
             OutgoingSession._switch_over,
             "await self.call_back(",
@@ -231,21 +258,25 @@ MUTANTS: Final = (
     mutant(
         "a device that holds one buffer too many",
         "memory",
+        9,
         (BufferPool._room, "share.limit - share.held", "share.limit + 1 - share.held"),
     ),
     mutant(
         "a short read taken for a full one",
         "prefix complete no-fault",
+        2,
         (Packing.add, "data = buffer[:count]", "data = buffer"),
     ),
     mutant(
         "an error after success fails the migration",
         "agreement devices",
+        2,
         (Migration.succeed, "self.stop.succeed()", "pass"),
     ),
     mutant(
         "done before the source was told",
         "agreement devices",
+        5,
         (IncomingSession.conclude, "return_path.succeed()", "self.complete()"),
     ),
 )

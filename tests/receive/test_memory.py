@@ -15,13 +15,14 @@ from functools import partial
 import pytest
 import trio
 
+from tests.forms import form
 from trio_vfio._link._address import connect, parse_address
 from trio_vfio.testing import ScriptedSource, config_packet, data_packet
 
 KIB, MIB = 1 << 10, 1 << 20
 DEVICES = 3
 CHANNELS = 2
-STATE = 100 * MIB
+STATE = form(short=40, long=100) * MIB
 
 PROGRAM = """
 import sys, time
@@ -99,6 +100,11 @@ async def send(source: ScriptedSource, sizes: Sequence[int]) -> None:
     await source.close()
 
 
+def same_sizes(size: int) -> list[int]:
+    """Return one size, as often as makes all of the state."""
+    return [size] * (STATE // size)
+
+
 def many_sizes() -> list[int]:
     """Return sizes of which hardly one is there twice."""
     rng = random.Random(1)
@@ -108,16 +114,22 @@ def many_sizes() -> list[int]:
     return sizes
 
 
+def sizes_in_turn() -> list[int]:
+    """Return many small sizes, then large ones, then medium ones."""
+    kinds = (4 * KIB, MIB, 128 * KIB)
+    return [size for size in kinds for _ in range(STATE // 3 // size)]
+
+
 @pytest.mark.parametrize(
     ("max_queued_bytes", "sizes"),
     [
-        (0, [MIB] * 100),
-        (2 * MIB, [MIB] * 100),
-        (16 * MIB, [MIB] * 100),
-        (2 * MIB, [64 * KIB] * 1600),
-        (16 * MIB, [64 * KIB] * 1600),
+        (0, same_sizes(MIB)),
+        (2 * MIB, same_sizes(MIB)),
+        (16 * MIB, same_sizes(MIB)),
+        (2 * MIB, same_sizes(64 * KIB)),
+        (16 * MIB, same_sizes(64 * KIB)),
         (8 * MIB, many_sizes()),
-        (8 * MIB, [4 * KIB] * 8000 + [MIB] * 40 + [128 * KIB] * 300),
+        (8 * MIB, sizes_in_turn()),
     ],
     ids=["only-due", "1M-2M", "1M-16M", "64K-2M", "64K-16M", "many-sizes", "in-turn"],
 )

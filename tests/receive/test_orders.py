@@ -6,6 +6,7 @@ import trio
 from hypothesis import given, settings, strategies as st
 from trio.testing import MockClock
 
+from tests.forms import form
 from trio_vfio import open_incoming
 from trio_vfio.testing import ScriptedSource, SimulatedSink, link, state_packets
 
@@ -38,7 +39,7 @@ def arrivals(draw: st.DrawFn) -> list[tuple[int, float, bytes]]:
     switchover_after=st.integers(0, 12),
     seconds=st.sampled_from([0.0, 1.0]),
 )
-@settings(max_examples=150)
+@settings(max_examples=form(short=45, long=150))
 def test_any_order_loads_the_same_state(
     order: list[tuple[int, float, bytes]], switchover_after: int, seconds: float
 ) -> None:

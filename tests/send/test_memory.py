@@ -13,12 +13,13 @@ from functools import partial
 import pytest
 import trio
 
+from tests.forms import form
 from trio_vfio._link._stream import fill
 
 MIB = 1 << 20
 DEVICES = 3
 CHANNELS = 2
-STATE = 200 * MIB
+STATE = form(short=60, long=200) * MIB
 
 PROGRAM = """
 import os, sys

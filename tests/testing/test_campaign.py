@@ -13,6 +13,7 @@ import attrs
 import pytest
 import trio
 
+from tests.forms import form
 from tests.mutants.mutants import Patch
 from trio_vfio._receive._reorder import ReorderQueue
 from trio_vfio._receive._return_path import ReturnPath
@@ -38,27 +39,36 @@ from trio_vfio.testing._runs._in_time import simulate_in_time
 CAP_OFF_BY_ONE = Patch(
     ReorderQueue.admits, "<= self.max_bytes", "<= self.max_bytes + 1"
 )
+COUNT = form(short=55, long=120)
+"""Of seeds: more than one chunk of 50, and one that is not full."""
+
 SHUT_0_ON_FAILURE = Patch(ReturnPath.run, "self._send_shut(1)", "self._send_shut(0)")
 
 
 def test_a_report_counts_what_has_come_of_each_seed() -> None:
     done: list[int] = []
-    report = run_campaign(range(120), progress=done.append)
-    assert done == [50, 100, 120]
-    assert report.seeds == sum(report.outcomes.values()) == 120
-    assert report.outcomes["completed, completed"] >= report.without_faults > 30
+    report = run_campaign(range(COUNT), progress=done.append)
+    assert done == [*range(50, COUNT, 50), COUNT]
+    assert report.seeds == sum(report.outcomes.values()) == COUNT
+    assert report.outcomes["completed, completed"] >= report.without_faults > COUNT / 4
     assert report.violations == ()
     assert report.virtual_seconds > 100
     assert report.peak_rss > 1 << 20
-    assert report.seeds_per_second == 120 / report.seconds
+    assert report.seeds_per_second == COUNT / report.seconds
 
 
 def test_it_does_not_matter_where_seeds_are_run() -> None:
-    here = run_campaign(range(110), Draws(devices=2, channels=3))
+    draws = Draws(devices=2, channels=3)
+    here = run_campaign(range(COUNT), draws)
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        there = run_campaign(range(110), Draws(devices=2, channels=3), executor=pool)
+        there = run_campaign(range(COUNT), draws, executor=pool)
     assert here == there
-    assert here.digest != run_campaign(range(109), Draws(devices=2, channels=3)).digest
+
+
+def test_a_digest_depends_on_each_seed() -> None:
+    draws = Draws(devices=1, channels=1, size=100)
+    digests = {run_campaign(range(count), draws).digest for count in (50, 51)}
+    assert len(digests) == 2
 
 
 def test_draws_limit_all_plans() -> None:
@@ -80,7 +90,8 @@ def test_an_interrupt_ends_it_and_what_is_done_is_reported() -> None:
         if done == 100:
             raise KeyboardInterrupt
 
-    report = run_campaign(range(1000), progress=interrupt)
+    draws = Draws(devices=1, channels=1, size=100)
+    report = run_campaign(range(1000), draws, progress=interrupt)
     assert (report.seeds, report.interrupted) == (100, True)
 
 
@@ -152,9 +163,10 @@ def test_a_timer_of_the_caller_rings_however_short_runs_are() -> None:
 
 def test_threads_of_a_worker_come_to_the_same_report() -> None:
     # As those of a Dask worker with several.
+    draws = Draws(devices=2, channels=2)
     with ThreadPoolExecutor(3) as pool:
-        there = run_campaign(range(110), executor=pool)
-    assert there == run_campaign(range(110))
+        there = run_campaign(range(COUNT), draws, executor=pool)
+    assert there == run_campaign(range(COUNT), draws)
 
 
 def test_what_is_kept_alive_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

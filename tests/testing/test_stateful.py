@@ -9,6 +9,7 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from tests.forms import form
 from trio_vfio import StateSink
 from trio_vfio._receive._reorder import ReorderQueue
 from trio_vfio._receive._router import Router
@@ -22,7 +23,9 @@ FEW = settings(
 )
 
 TestIncomingMachine = IncomingMachine.TestCase
-TestIncomingMachine.settings = settings(max_examples=50, stateful_step_count=30)
+TestIncomingMachine.settings = settings(
+    max_examples=form(short=20, long=50), stateful_step_count=30
+)
 
 
 @attrs.define(eq=False)

@@ -9,6 +9,7 @@ import trio
 from hypothesis import find, given, settings, strategies as st
 from trio.testing import MockClock
 
+from tests.forms import form
 from trio_vfio import (
     ConnectionLost,
     DeadlineExceeded,
@@ -71,7 +72,7 @@ def test_packets_are_whole(packet: Packet) -> None:
 
 
 @given(schedules())
-@settings(max_examples=50)
+@settings(max_examples=form(short=20, long=50))
 def test_a_schedule_brings_the_whole_stream(schedule: Schedule) -> None:
     came: defaultdict[int | str, bytes] = defaultdict(bytes)
     for piece in schedule.script:
@@ -82,7 +83,7 @@ def test_a_schedule_brings_the_whole_stream(schedule: Schedule) -> None:
 
 
 @given(schedules(), st.sampled_from([0.0, 1.0]))
-@settings(max_examples=100)
+@settings(max_examples=form(short=30, long=100))
 def test_any_schedule_loads_the_same_state(schedule: Schedule, seconds: float) -> None:
     for idstr, device in receive(schedule, seconds).items():
         state = schedule.stream.devices[idstr]
@@ -91,7 +92,7 @@ def test_any_schedule_loads_the_same_state(schedule: Schedule, seconds: float) -
 
 
 @given(schedules(streams().flatmap(damaged)))
-@settings(max_examples=100)
+@settings(max_examples=form(short=30, long=100))
 def test_any_damage_ends_in_a_defined_way(schedule: Schedule) -> None:
     """Complete, or failed for a reason that is the peer's, and nothing half-done."""
     devices: dict[str, SimulatedSink] = {}

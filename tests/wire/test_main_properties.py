@@ -7,6 +7,7 @@ from itertools import chain
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from tests.forms import form
 from trio_vfio._errors import PeerProtocolError
 from trio_vfio._wire._idstr import idstr_untrusted, is_vfio
 from trio_vfio._wire._main_decoder import MainDecoder
@@ -38,7 +39,7 @@ def outcome(raw: bytes, sizes: list[int]) -> tuple[list[MainEvent], str, int | N
     return events, "", None
 
 
-@settings(max_examples=60)
+@settings(max_examples=form(short=20, long=60))
 @given(main_streams(), splits)
 def test_any_split_gives_the_same_events(
     stream: StreamBuilder, sizes: list[int]
@@ -48,7 +49,7 @@ def test_any_split_gives_the_same_events(
     assert main_events(cut(raw, sizes)) == stream.events
 
 
-@settings(max_examples=60)
+@settings(max_examples=form(short=20, long=60))
 @given(main_streams(), splits, st.binary(min_size=1, max_size=30))
 def test_bytes_behind_the_end(
     stream: StreamBuilder, sizes: list[int], more: bytes
@@ -59,7 +60,7 @@ def test_bytes_behind_the_end(
         assert outcome(raw + more, split) == (stream.events, reason, len(raw))
 
 
-@settings(max_examples=60)
+@settings(max_examples=form(short=20, long=60))
 @given(main_streams(), st.floats(0, 1, exclude_max=True), splits)
 def test_streams_that_end_too_early(
     stream: StreamBuilder, where: float, sizes: list[int]
@@ -76,7 +77,7 @@ def test_streams_that_end_too_early(
         assert raw.endswith(b"\0")
 
 
-@settings(max_examples=100)
+@settings(max_examples=form(short=30, long=100))
 @given(main_streams(), splits, changes())
 def test_changed_streams(
     stream: StreamBuilder, sizes: list[int], where: list[tuple[float, int]]
@@ -86,7 +87,7 @@ def test_changed_streams(
     assert outcome(raw, sizes) == outcome(raw, [1 << 30])
 
 
-@settings(max_examples=50)
+@settings(max_examples=form(short=20, long=50))
 @given(st.sampled_from(COMPLETE), changes(), st.sampled_from([1 << 30, 4099]))
 def test_changed_captures(
     capture: CaptureFiles, where: list[tuple[float, int]], size: int
@@ -98,7 +99,7 @@ def test_changed_captures(
         assert 0 <= offset <= len(capture.main)
 
 
-@settings(max_examples=50)
+@settings(max_examples=form(short=20, long=50))
 @given(st.sampled_from(COMPLETE), st.integers(0, 1200), st.integers(0, 255))
 def test_changed_beginnings_of_captures(
     capture: CaptureFiles, at: int, value: int

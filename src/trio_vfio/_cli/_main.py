@@ -5,40 +5,57 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
 import traceback
 from collections.abc import Sequence
+from types import MappingProxyType
+from typing import Final
 
 import click
 
-from ._demo import demo
 from ._faults import leaves, line
-from ._inspect import inspect
-from ._list_devices import devices
-from ._load import load
 from ._options import traceback_option
 from ._plain import Settings, show_error
-from ._receive import receive
-from ._save import save
-from ._send import send
-from ._version import version
+
+_MODULES: Final = MappingProxyType(
+    {
+        "demo": "_demo",
+        "devices": "_list_devices",
+        "inspect": "_inspect",
+        "load": "_load",
+        "receive": "_receive",
+        "save": "_save",
+        "send": "_send",
+        "simulate": "_simulate",
+    }
+)
+"""The module of each command. The command and its function have the same name."""
 
 
 class _Commands(click.Group):
-    """All commands; `simulate` is loaded when it is asked for.
+    """A group that imports the module of a command when the command is run.
 
-    What it needs takes longer to load than all else together.
+    Importing all of them would take more time than anything else at start-up.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), "simulate"])
+        return sorted({*super().list_commands(ctx), *_MODULES})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name == "simulate":
-            from ._simulate import simulate  # noqa: PLC0415
+        if (name := _MODULES.get(cmd_name)) is None:
+            return super().get_command(ctx, cmd_name)
+        module = importlib.import_module(f".{name}", __package__)
+        command: click.Command = getattr(module, cmd_name)
+        return command
 
-            return simulate
-        return super().get_command(ctx, cmd_name)
+
+def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's
+    if value and not ctx.resilient_parsing:
+        from ._version import version  # noqa: PLC0415 (slow, and seldom needed)
+
+        click.echo(f"{ctx.info_name} {version()}")
+        ctx.exit()
 
 
 @click.group(
@@ -46,19 +63,17 @@ class _Commands(click.Group):
     no_args_is_help=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.version_option(version(), message="%(prog)s %(version)s")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
 @traceback_option
 def group() -> None:
     """Migrate VFIO devices, from and to QEMU and each other."""
-
-
-group.add_command(demo)
-group.add_command(receive)
-group.add_command(send)
-group.add_command(devices)
-group.add_command(save)
-group.add_command(load)
-group.add_command(inspect)
 
 
 def run_command(arguments: Sequence[str] | None = None) -> int:
