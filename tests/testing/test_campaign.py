@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -177,9 +178,31 @@ def test_what_is_kept_alive_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         return simulate_in_time(plan)
 
     monkeypatch.setattr(_campaign, "simulate_in_time", keep)
+    monkeypatch.setattr(_campaign, "_LOOKS", 2)
     (found,) = run_campaign(range(3)).violations
     assert found.violation.invariant == "leftovers"
     assert "3 sessions are alive after seeds 0 to 2" in found.violation.what
+
+
+def test_session_that_a_profiler_holds_for_a_moment_is_no_leftover(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A profiler's thread holds the frames of other threads while it looks at them."""
+    held: list[Session] = []
+
+    def look(plan: FaultPlan) -> SimulatedMigration:
+        run = simulate_in_time(plan)
+        held.extend(each for each in gc.get_objects() if type(each) is Session)
+        return run
+
+    def let_go(seconds: float) -> None:
+        assert held
+        held.clear()
+
+    monkeypatch.setattr(_campaign, "simulate_in_time", look)
+    monkeypatch.setattr("time.sleep", let_go)
+    assert run_campaign(range(1), Draws(faults=False)).violations == ()
+    assert not held
 
 
 def test_a_plan_shrinks_to_the_fault_that_does_it(

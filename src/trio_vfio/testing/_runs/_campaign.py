@@ -28,6 +28,10 @@ from ._violations import Violation
 _CHUNK: Final = 50
 _IN_FLIGHT: Final = 64
 
+# How often, and after how many seconds each time, to look for sessions that are alive.
+_LOOKS: Final = 20
+_LOOK_PAUSE: Final = 0.1
+
 # Trio's lots are drawn for one thread of a process at a time, and a worker of
 # Dask's may have several.
 _ONE_AT_A_TIME: Final = threading.Lock()
@@ -197,8 +201,7 @@ def _run_seeds(seeds: Sequence[int], draws: Draws) -> _Chunk:
         before = _sessions()
         for seed in seeds:
             chunk.add(seed, simulate_in_time(draws.plan(seed)))
-        gc.collect()
-        alive = _sessions() - before
+        alive = _left_over(before)
         # What was ended by force could not tidy up.
         if alive > 0 and f"{HUNG}, {HUNG}" not in chunk.outcomes:
             text = f"{alive} sessions are alive after seeds {seeds[0]} to {seeds[-1]}"
@@ -207,6 +210,18 @@ def _run_seeds(seeds: Sequence[int], draws: Draws) -> _Chunk:
     # Linux counts it in KiB.
     chunk.peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return chunk
+
+
+def _left_over(before: int) -> int:
+    """Return how many sessions more than *before* stay alive."""
+    # A profiler in another thread holds the frames that it looks at, and so their
+    # sessions, for a moment. Each worker of Dask's has such a thread.
+    for _ in range(_LOOKS):
+        gc.collect()
+        if (alive := _sessions() - before) <= 0:
+            return 0
+        time.sleep(_LOOK_PAUSE)
+    return alive
 
 
 def _sessions() -> int:
