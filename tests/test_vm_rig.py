@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from .vm.rig import __main__ as command, host, mtty
+from .vm.rig.archive import make_archive
 from .vm.rig.cache import Cache
 from .vm.rig.host import RigError
+from .vm.rig.machine import BootError, Machine
 from .vm.rig.mtty import Edit
 
 _DRIVER = """\
@@ -154,3 +158,90 @@ def test_stopped_commands_do_not_start_others(tmp_path: Path) -> None:
     commands.stop()
     with pytest.raises(RigError, match="stopped"):
         commands.run((sys.executable, "-c", ""), tmp_path / "log", failure="it failed")
+
+
+def test_an_archive_is_one_that_linux_unpacks(tmp_path: Path) -> None:
+    (tmp_path / "folder/empty").mkdir(parents=True)
+    (tmp_path / "folder/link").symlink_to("file")
+    program = tmp_path / "folder/file"
+    program.write_text("12345")
+    program.chmod(0o755)
+    make_archive(tmp_path / "archive", {"some/where": tmp_path / "folder"})
+    data = (tmp_path / "archive").read_bytes()
+    entries: list[tuple[str, str, bytes]] = []
+    while data:
+        assert data[:6] == b"070701"
+        header = [int(data[at : at + 8], 16) for at in range(6, 110, 8)]
+        size, length = header[6], header[11]
+        name = data[110 : 110 + length].removesuffix(b"\0").decode()
+        data = data[(110 + length + 3) // 4 * 4 :]
+        entries.append((name, f"{header[1]:o}", data[:size]))
+        data = data[(size + 3) // 4 * 4 :]
+    assert entries == [
+        ("some", "40755", b""),
+        ("some/where", "40755", b""),
+        ("some/where/empty", "40755", b""),
+        ("some/where/file", "100755", b"12345"),
+        ("some/where/link", "120777", b"file"),
+        ("TRAILER!!!", "0", b""),
+    ]
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """A VM whose QEMU is a program that `write_qemu` writes."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return Machine("it", tmp_path / "kernel", (), "no versions")
+
+
+def write_qemu(folder: Path, does: str) -> Path:
+    """Write a program that plays QEMU; return where it counts how often it is started.
+
+    In *does* `$status` is the file that the VM's port of that name leads to.
+    """
+    starts = folder / "starts"
+    starts.touch()
+    program = folder / "qemu-system-x86_64"
+    program.write_text(
+        "#!/bin/sh\n"
+        f"echo x >>{starts}\n"
+        "for word; do case $word in *id=status,*) status=${word#*path=};; esac; done\n"
+        "touch ${status%status}console\n"
+        f"{does}\n"
+    )
+    program.chmod(0o755)
+    return starts
+
+
+def test_a_vm_that_ends_before_its_job_is_started_once_more(
+    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    starts = write_qemu(
+        tmp_path,
+        f"[ $(wc -l <{tmp_path / 'starts'}) = 1 ] && echo 'no timer' >&2 && exit\n"
+        "echo begun >$status; echo 3 >>$status",
+    )
+    assert machine.run("", 60) == 3
+    assert starts.read_text() == "x\n" * 2
+    said = capsys.readouterr().err
+    assert "[vm] it: did not boot, and does so once more: the VM ended before" in said
+    assert "no timer" in said
+
+
+def test_a_vm_that_shows_no_life_is_started_once_more(
+    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_qemu(tmp_path, "exec sleep 1000")
+    with pytest.raises(BootError, match="showed no life"):
+        replace(machine, boot_seconds=0.1).run("", 60)
+    said = capsys.readouterr().err
+    assert said.count("did not boot, and does so once more") == 1
+
+
+def test_a_vm_in_which_the_job_began_is_not_started_again(
+    machine: Machine, tmp_path: Path
+) -> None:
+    starts = write_qemu(tmp_path, "echo begun >$status")
+    with pytest.raises(RigError, match="the VM ended without a status"):
+        machine.run("", 60)
+    assert starts.read_text() == "x\n"

@@ -13,7 +13,8 @@ def main() -> int:
     try:
         return _run()
     except KeyboardInterrupt:
-        # During imports, or wherever else there is nothing to cancel yet.
+        # Wherever there is nothing to cancel yet. While the package itself is loaded,
+        # before this module, SIGINT is Python's own.
         return 130
     finally:
         # Python gives both their default action, which ends the process, while it

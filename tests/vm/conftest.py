@@ -12,11 +12,16 @@ from .mtty import Mtty
 from .saved import Saved
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give them time: all that they start has a deadline of its own, which is shorter."""
+    """Give tests here time, and let tests from elsewhere run in each system.
+
+    All that tests here start has a deadline of its own, which is shorter. Others come
+    for the system's Python and libraries.
+    """
     for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.timeout(180))
+        here = item.path.parent == Path(__file__).parent
+        item.add_marker(pytest.mark.timeout(180) if here else pytest.mark.qemu_11)
 
 
 @pytest.fixture

@@ -17,8 +17,11 @@ from .checks import PAD_BUFFERS, PAD_KIB, Mttys, make_devices, registers
 from .moving import DEVICE, wait_written
 from .mtty import Mtty
 
-# Of the last of what it did until it is gone. It takes about half of one, emulated.
-_SECONDS_TO_END: Final = 2
+# Of the last of what it did until it is gone. It takes about half of one, emulated on
+# a machine that does nothing else. A device that hangs is given 10.
+_SECONDS_TO_END: Final = 8
+# Of each write to a device, for a signal to be heard in the first.
+_SECONDS_OF_A_WRITE: Final = 5
 
 
 @pytest.mark.parametrize(("here", "there"), [("cdev", "group"), ("group", "cdev")])
@@ -166,7 +169,7 @@ async def test_interrupted_in_a_write(mttys: Mttys, tmp_path: Path) -> None:
     (device,) = mttys(pad_kib=PAD_KIB)
     data = tmp_path / "state"
     data.write_bytes(device.saved())
-    mtty.parameter("write_msecs", 1000)
+    mtty.parameter("write_msecs", 1000 * _SECONDS_OF_A_WRITE)
     trace = tmp_path / "trace"
     async with running(
         "receive",
@@ -180,7 +183,7 @@ async def test_interrupted_in_a_write(mttys: Mttys, tmp_path: Path) -> None:
         async with running("send", address, "--quiet", given) as send:
             await wait_written(trace, "buffer_load_start")
             receive.process.send_signal(signal.SIGINT)
-            with trio.fail_after(1 + _SECONDS_TO_END):
+            with trio.fail_after(_SECONDS_OF_A_WRITE + _SECONDS_TO_END):
                 await receive.process.wait()
     assert receive.process.returncode == 130
     assert send.errors == ["the destination says that the migration failed"]

@@ -399,7 +399,7 @@ async def test_a_cancel_during_a_blocked_write(mttys: Create) -> None:
     """Invariant: the loop goes on meanwhile; the device is reset after the write."""
     (device,) = mttys(pad_kib=3 * 1024)
     state = device.saved()
-    mtty.parameter("write_msecs", 400)
+    mtty.parameter("write_msecs", 2000)
     sink = VfioSink(device.uuid)
     await sink.begin()
     pieces = [memoryview(state)[n << 20 :][: 1 << 20] for n in range(3)]

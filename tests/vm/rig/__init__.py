@@ -7,8 +7,10 @@ directory, from Debian's packages and PyPI alone, boots the VM and runs pytest i
 - `cache`: each product once, under a name made of all that went into it
 - `debian`: packages of another suite of Debian, unpacked and not installed
 - `kernel`, `mtty`: Linux with the sample driver mtty, and what we add to that
-- `system`: a root disk with Python and QEMU
-- `site`: a disk with Python packages
+- `system`: a root directory with Python and QEMU
+- `site`: Python packages
+- `project`: the code that is tested
+- `archive`: how these three get into the VM
 - `machine`: the VM
 - `guest/`: what runs as PID 1 in it
 """

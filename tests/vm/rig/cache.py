@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .host import say
+from .host import say, step
 
 _UNUSED_FOR = 24 * 60 * 60
 
@@ -35,20 +35,21 @@ class Cache:
             with self._locked(name):
                 if not place.exists():
                     self._make(name, place, make)
+        else:
+            say(f"{name}: in the cache")
         os.utime(place)
         return place
 
     def _make(self, name: str, place: Path, make: Callable[[Path], None]) -> None:
-        start = time.monotonic()
         say(f"{name}: not in the cache yet")
-        part = self.root / f"{name}.part"
-        if part.exists():
-            shutil.rmtree(part)
-        part.mkdir()
-        make(part)
-        self._forget(name)
-        part.rename(place)
-        say(f"{name}: made in {time.monotonic() - start:.0f} s")
+        with step(name):
+            part = self.root / f"{name}.part"
+            if part.exists():
+                shutil.rmtree(part)
+            part.mkdir()
+            make(part)
+            self._forget(name)
+            part.rename(place)
 
     def _forget(self, name: str) -> None:
         """Remove what was made of other inputs and nobody has used for long."""

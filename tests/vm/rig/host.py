@@ -10,26 +10,24 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
-# What builds a kernel, makes disks and runs the VM, on a bare Debian 12.
+# What builds a kernel and runs the VM, on a bare Debian 12.
 PACKAGES: Final = (
     "bc",
     "bison",
     "debian-archive-keyring",
-    "e2fsprogs",
     "flex",
     "gcc",
     "libc6-dev",
-    "libelf-dev",
     "lz4",
     "make",
     "qemu-system-x86",
     "xz-utils",
 )
 
-_START: Final = time.monotonic()
 _TAIL: Final = 25
 
 
@@ -39,8 +37,17 @@ class RigError(Exception):
 
 def say(text: str) -> None:
     """Print a line on how far we are."""
-    seconds = time.monotonic() - _START
-    print(f"vm: [{seconds:5.1f} s] {text}", file=sys.stderr, flush=True)
+    print(f"[vm] {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def step(name: str) -> Iterator[None]:
+    """Say how long the block took."""
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        say(f"{name}: {time.monotonic() - start:.0f} s")
 
 
 class Commands:
@@ -135,18 +142,19 @@ def install_packages(log: Path) -> None:
     if not missing:
         return
     say(f"installing on this machine: {' '.join(missing)}")
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    try:
-        commands.run(("apt-get", "update"), log, failure="apt-get update failed")
-    except RigError as exc:
-        # One unreachable source of many need not matter.
-        say(str(exc).splitlines()[0])
-    commands.run(
-        ("apt-get", "install", "--yes", "--no-install-recommends", *missing),
-        log,
-        env=environment,
-        failure="apt-get could not install what the VM needs",
-    )
+    with step("packages of this machine"):
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        try:
+            commands.run(("apt-get", "update"), log, failure="apt-get update failed")
+        except RigError as exc:
+            # One unreachable source of many need not matter.
+            say(str(exc).splitlines()[0])
+        commands.run(
+            ("apt-get", "install", "--yes", "--no-install-recommends", *missing),
+            log,
+            env=environment,
+            failure="apt-get could not install what the VM needs",
+        )
 
 
 def _installed(packages: Sequence[str]) -> set[str]:

@@ -8,17 +8,20 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .host import RigError, say, tail
+from .archive import make_archive
+from .host import RigError, say, step, tail
 
 _INIT: Final = Path(__file__).parent / "guest" / "init"
 _KERNEL_LINE: Final = (
-    "root=/dev/vda rw init=/init console=ttyS0 loglevel=5"
-    " oops=panic panic=-1 tsc=reliable intel_iommu=on"
+    "console=ttyS0 loglevel=5 oops=panic panic=-1 tsc=reliable intel_iommu=on"
+    # It would count ticks, which on a busy host come late.
+    " no_timer_check"
     # Remapping interrupts, too, takes more of QEMU than KVM has everywhere.
     " iommufd.allow_unsafe_interrupts=1 vfio_iommu_type1.allow_unsafe_interrupts=1"
 )
@@ -37,6 +40,10 @@ _PCI: Final = (
 )
 
 
+class BootError(RigError):
+    """The VM has come to nothing before its job began."""
+
+
 @dataclass(frozen=True)
 class Machine:
     """A VM that can be started."""
@@ -45,37 +52,55 @@ class Machine:
     """What `TRIO_VFIO_VM` is in it."""
 
     kernel: Path
-    disk: Path
-    site: Path
-    project: Path
+    archives: tuple[Path, ...]
+    """Of what is in its root directory."""
+
     versions: str
     accelerator: str = "tcg"
     memory: int = 2048
     """In MiB."""
 
+    boot_seconds: float = 120.0
+    """How long nothing of it may be heard."""
+
     def __str__(self) -> str:
         return f"a VM by {self.accelerator.upper()} with {self.versions}"
 
-    def run(self, job: str, seconds: float) -> int:
+    def run(self, job: str, seconds: float, *, boots: int = 2) -> int:
         """Start the VM, run the shell script *job* in it and return its exit status.
 
         What *job* writes to stdout and stderr goes to stdout as it comes.
 
+        Args:
+          job: the script.
+          seconds: how long it may run.
+          boots: how often the VM is started if *job* does not begin.
+
         Raises:
-          RigError: if the VM ends without a status, or runs for *seconds*.
+          BootError: if it never began.
+          RigError: if the VM then ends without a status, or runs for *seconds*.
         """
+        try:
+            return self._run(job, seconds)
+        except BootError as exc:
+            if boots == 1:
+                raise
+            say(f"{self.name}: did not boot, and does so once more: {exc}")
+        return self.run(job, seconds, boots=boots - 1)
+
+    def _run(self, job: str, seconds: float) -> int:
         with tempfile.TemporaryDirectory(prefix="trio-vfio-") as folder:
             rig = self._prepare(folder, job)
             reader, writer = os.pipe()
-            output = (
+            ports = (
                 *("-add-fd", f"fd={writer},set=1"),
-                *("-chardev", "file,id=output,path=/dev/fdset/1,append=on"),
-                *("-device", "virtserialport,chardev=output,name=output"),
+                *_port("output", "path=/dev/fdset/1,append=on"),
+                *_port("status", f"path={rig / 'status'}"),
             )
             with (
                 (rig / "errors").open("wb") as errors,
                 subprocess.Popen(
-                    [*self._command(rig), *output],
+                    [*self._command(rig), *ports],
                     pass_fds=(writer,),
                     stdin=subprocess.DEVNULL,
                     stderr=errors,
@@ -85,7 +110,10 @@ class Machine:
                 relay = threading.Thread(target=_relay, args=(reader,))
                 relay.start()
                 try:
-                    qemu.wait(seconds)
+                    with step(f"{self.name} boot"):
+                        self._wait_begun(qemu, rig)
+                    with step(f"{self.name} tests"):
+                        qemu.wait(seconds)
                 except subprocess.TimeoutExpired:
                     raise RigError(
                         f"the VM was stopped after {seconds:.0f} s. {_last_words(rig)}"
@@ -94,6 +122,17 @@ class Machine:
                     qemu.kill()
                     relay.join()
             return _status(rig)
+
+    def _wait_begun(self, qemu: subprocess.Popen[bytes], rig: Path) -> None:
+        start = time.monotonic()
+        while not _said(rig):
+            ended = qemu.poll() is not None
+            late = time.monotonic() - start > self.boot_seconds
+            # It may have said so just before it ended.
+            if (ended or late) and not _said(rig):
+                what = "ended" if ended else "showed no life"
+                raise BootError(f"the VM {what} before it began. {_last_words(rig)}")
+            time.sleep(0.1)
 
     def shell(self) -> None:
         """Start the VM with a shell on this terminal, until it ends."""
@@ -107,9 +146,16 @@ class Machine:
 
     def _prepare(self, folder: str, job: str | None) -> Path:
         rig = Path(folder)
-        shutil.copy(_INIT, rig / "init")
+        added = rig / "added"
+        (added / "rig").mkdir(parents=True)
+        shutil.copy(_INIT, added / "init")
         if job is not None:
-            (rig / "job").write_text(job)
+            (added / "rig/job").write_text(job)
+        make_archive(rig / "added.archive", {"": added})
+        with (rig / "initramfs").open("wb") as initramfs:
+            for archive in (*self.archives, rig / "added.archive"):
+                with archive.open("rb") as part:
+                    shutil.copyfileobj(part, initramfs, 1 << 20)
         return rig
 
     def _command(self, rig: Path) -> Sequence[str | Path]:
@@ -128,30 +174,17 @@ class Machine:
                 f"file:{rig / 'console'}",
             ),
             # What the kernel does not know becomes the environment of PID 1.
-            *("-kernel", self.kernel),
+            *("-kernel", self.kernel, "-initrd", rig / "initramfs"),
             *("-append", f"{_KERNEL_LINE} TRIO_VFIO_VM={self.name}"),
-            # What the VM writes to its disk is gone when it ends.
-            *_disk("root", self.disk, "snapshot=on"),
-            *_disk("site", self.site, "readonly=on"),
-            *_share("rig", rig, "multidevs=remap"),
-            *_share("project", self.project, "readonly=on,multidevs=remap"),
             *("-device", "virtio-serial-pci,bus=pcie.0"),
             *_PCI,
         ]
 
 
-def _disk(name: str, image: Path, options: str) -> Sequence[str]:
+def _port(name: str, file: str) -> Sequence[str]:
     return (
-        *("-drive", f"file={image},format=raw,if=none,id={name},{options}"),
-        *("-device", f"virtio-blk-pci,bus=pcie.0,drive={name}"),
-    )
-
-
-def _share(name: str, folder: Path, options: str) -> Sequence[str]:
-    options = f"local,path={folder},security_model=none,{options}"
-    return (
-        *("-fsdev", f"{options},id={name}"),
-        *("-device", f"virtio-9p-pci,bus=pcie.0,fsdev={name},mount_tag={name}"),
+        *("-chardev", f"file,id={name},{file}"),
+        *("-device", f"virtserialport,chardev={name},name={name}"),
     )
 
 
@@ -163,14 +196,20 @@ def _relay(reader: int) -> None:
             sys.stdout.buffer.flush()
 
 
+def _said(rig: Path) -> list[str]:
+    """Return what the VM has said of its job: that it has begun, and its status."""
+    status = rig / "status"
+    return status.read_text().split() if status.exists() else []
+
+
 def _status(rig: Path) -> int:
     try:
-        status = int((rig / "status").read_text())
-    except (OSError, ValueError):
+        _, status = _said(rig)
+    except ValueError:
         raise RigError(f"the VM ended without a status. {_last_words(rig)}") from None
     if "WARNING:" in (rig / "console").read_text(errors="replace"):
         say(f"the VM's kernel has warned. {_last_words(rig)}")
-    return status
+    return int(status)
 
 
 def _last_words(rig: Path) -> str:

@@ -1,25 +1,26 @@
-"""The Python packages that tests need in the VM, on a disk of their own.
+"""The Python packages that tests need in the VM, in an archive of their own.
 
 They come from PyPI: Debian's are older than what we ask for. Of the project itself
-only its metadata is there: its code the VM sees as it is in the source tree.
+only its metadata is there: its code is in another archive.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tomllib
 from pathlib import Path
 from typing import Any, Final
 
+from .archive import make_archive
 from .cache import Cache
-from .disk import make_disk
 from .host import commands, say
 from .system import System
 
 _GROUP: Final = "vm"
 _EXTRA: Final = "cli"
-_SEEN_AT: Final = "/site"
+_SEEN_AT: Final = "site"
 # Built for glibc up to that of Debian 13, 2.41.
 _PLATFORMS: Final = (
     *(f"manylinux_2_{minor}_x86_64" for minor in range(41, 16, -1)),
@@ -28,7 +29,7 @@ _PLATFORMS: Final = (
 
 
 def site(cache: Cache, suite: str, system: System, project: Path) -> Path:
-    """Return the disk with the packages that *project* asks for, for *system*.
+    """Return the archive with the packages that *project* asks for, for *system*.
 
     Raises:
       RigError: if they cannot be had.
@@ -49,10 +50,11 @@ def site(cache: Cache, suite: str, system: System, project: Path) -> Path:
         say(f"{suite}: packages from PyPI for {python}")
         _install(target, python, wanted, log)
         _describe(target, name, version)
-        system.compile(target, _SEEN_AT, log)
-        make_disk(place / "disk.ext2", target, log, spare=1)
+        system.compile(target, f"/{_SEEN_AT}", log)
+        make_archive(place / "archive", {_SEEN_AT: target})
+        shutil.rmtree(target)
 
-    return cache.product(f"{suite}-site", inputs, make) / "disk.ext2"
+    return cache.product(f"{suite}-site", inputs, make) / "archive"
 
 
 def _group(pyproject: dict[str, Any], name: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The system that runs in the VM: a root disk with Python and QEMU."""
+"""The system that runs in the VM: a root directory with Python and QEMU."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
+from .archive import make_archive
 from .cache import Cache
 from .debian import Suite, unpack
-from .disk import make_disk
 from .host import commands, say
 
 _PACKAGES: Final = (
@@ -38,23 +38,17 @@ _FILES: Final = {
         "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
     ),
     "etc/group": "root:x:0:\nnogroup:x:65534:\n",
-    "etc/hosts": "127.0.0.1 localhost vm\n::1 localhost\n",
+    "etc/hosts": "127.0.0.1 localhost vm\n",
     "etc/hostname": "vm\n",
 }
-
-# All that is in the way of changing guest/init without making the disk anew.
-_INIT: Final = """\
-#!/bin/bash
-mount -t 9p -o trans=virtio,version=9p2000.L rig /rig && exec /rig/init
-"""
 
 
 @dataclass(frozen=True)
 class System:
-    """What was unpacked, and the disk that was made of it."""
+    """What was unpacked, and the archive that was made of it."""
 
     root: Path
-    disk: Path
+    archive: Path
     packages: Path
     """A list of what it is made of."""
 
@@ -85,18 +79,22 @@ class System:
             failure=failure,
         )
 
-    def compile(self, folder: Path, seen_at: str, log: Path) -> None:
+    def compile(
+        self, folder: Path, seen_at: str, log: Path, *, checked: bool = False
+    ) -> None:
         """Compile the Python modules in *folder*, which the VM sees at *seen_at*.
 
-        The VM takes the result as it is: looking whether a source is newer would cost
-        time whenever a module is imported.
+        As a rule the VM takes the result as it is: looking at the source would cost
+        time whenever a module is imported. Where somebody may change a source in the
+        VM, it is to be *checked*.
 
         Raises:
           RigError: if the compiler does not run.
         """
+        mode = "checked" if checked else "unchecked"
         self.run_python(
             log,
-            *("-m", "compileall", "-qq", "--invalidation-mode=unchecked-hash"),
+            *("-m", "compileall", "-qq", f"--invalidation-mode={mode}-hash"),
             *(f"-s{folder}", f"-p{seen_at}", folder),
             failure="its Python modules do not compile",
         )
@@ -113,7 +111,7 @@ def system(cache: Cache, suite: str) -> System:
 
 
 def _in(place: Path) -> System:
-    return System(place / "root", place / "disk.ext2", place / "packages.txt")
+    return System(place / "root", place / "archive", place / "packages.txt")
 
 
 def _make(place: Path, suite: str) -> None:
@@ -132,7 +130,7 @@ def _make(place: Path, suite: str) -> None:
     library = Path("usr/lib", made.python.name)
     made.compile(made.root / library, f"/{library}", log)
     commands.run(("ldconfig", "-r", made.root), log, failure="cannot write ld.so.cache")
-    make_disk(made.disk, made.root, log, spare=256)
+    make_archive(made.archive, {"": made.root})
 
 
 def _named(deb: Path) -> tuple[str, str]:
@@ -152,8 +150,3 @@ def _complete(root: Path) -> None:
     """Make what the packages' scripts would have made."""
     for name, text in _FILES.items():
         (root / name).write_text(text)
-    for folder in ("rig", "host", "project", "site"):
-        (root / folder).mkdir()
-    init = root / "init"
-    init.write_text(_INIT)
-    init.chmod(0o755)
