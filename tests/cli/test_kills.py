@@ -25,6 +25,7 @@ import attrs
 import pytest
 import trio
 
+from tests.forms import form
 from trio_vfio._link._address import listening, parse_address
 from trio_vfio._wire._main_encode import (
     END_PAYLOAD,
@@ -331,8 +332,10 @@ async def travel(
 
 @pytest.mark.parametrize(
     ("point", "way", "other_way"),
-    [(point, *((UNIX, TCP), (TCP, UNIX))[n % 2]) for n, point in enumerate(MAIN)],
-    ids=map(str, MAIN),
+    [
+        pytest.param(point, *((UNIX, TCP), (TCP, UNIX))[n % 2], id=str(point))
+        for n, point in enumerate(form(short=MAIN[::2], long=MAIN))
+    ],
 )
 async def test_one_side_is_killed(
     point: Point, way: Way, other_way: Way, lend: Lend, tmp_path: Path
@@ -368,7 +371,7 @@ async def test_one_side_is_killed_at_the_last_word(lend: Lend, tmp_path: Path) -
     it.check_failed("send", LOST)
 
 
-@pytest.mark.parametrize("point", CHANNEL, ids=str)
+@pytest.mark.parametrize("point", form(short=CHANNEL[::2], long=CHANNEL), ids=str)
 async def test_a_channel_is_cut(point: Point, lend: Lend, tmp_path: Path) -> None:
     """Either side may notice it first, and tells the other."""
 

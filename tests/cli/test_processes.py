@@ -35,9 +35,8 @@ async def test_receive_into_a_snapshot(name: str, tmp_path: Path) -> None:
     """What a real QEMU sent is on disk, and the source heard what it then heard."""
     files = capture(name)
     into = tmp_path / "snapshot"
-    async with running(
-        "receive", "tcp:127.0.0.1:0", "--json", "--into", str(into)
-    ) as run:
+    arguments = ["tcp:127.0.0.1:0", "--json", "--quiet", f"--into={into}"]
+    async with running("receive", *arguments) as run:
         answers = await run.play(files.directory)
     assert run.process.returncode == 0
     assert len(run.lines) == 1
@@ -118,9 +117,8 @@ async def test_receive_what_is_cut(tmp_path: Path) -> None:
     """One line says what is wrong and where; the result says how far it came."""
     files = capture("q-1dev-4ch-pad4M-mute")
     into = tmp_path / "snapshot"
-    async with running(
-        "receive", "tcp:127.0.0.1:0", "--json", "--into", str(into)
-    ) as run:
+    arguments = ["tcp:127.0.0.1:0", "--json", "--quiet", f"--into={into}"]
+    async with running("receive", *arguments) as run:
         await run.play(files.directory)
     assert run.process.returncode == 1
     assert run.result["status"] == "failed"
@@ -164,9 +162,12 @@ async def test_send_to_receive(return_path: bool, tmp_path: Path) -> None:
 async def _send(
     source: list[str], destination: list[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    async with running("receive", "tcp:127.0.0.1:0", "--json", *destination) as there:
+    # Without progress, which a slow machine has time for.
+    options = ("--json", "--quiet")
+    arguments = ["tcp:127.0.0.1:0", *options, *destination]
+    async with running("receive", *arguments) as there:
         address = await there.address()
-        async with running("send", address, "--json", *source) as here:
+        async with running("send", address, *options, *source) as here:
             pass
     assert (here.process.returncode, here.lines) == (0, [])
     assert there.process.returncode == 0
