@@ -100,7 +100,7 @@ class SnapshotDirectory:
             name = data_name(device.idstr, device.instance_id)
             if name not in self._devices:
                 continue
-            if device.status is not DeviceState.COMPLETED:
+            if device.status != DeviceState.COMPLETED:
                 what = device_name(device.idstr, device.instance_id)
                 raise ValueError(f"no whole snapshot: {what} is {device.status}")
             entries.append(_entry(name, device))
