@@ -64,7 +64,7 @@ async def source(address: str) -> None:
 
 async def main() -> None:
     recorder = Recorder()
-    deadlines = trio_vfio.Deadlines(first_connection=10, switchover=5)
+    deadlines = trio_vfio.Deadlines(first_connection=30, switchover=20)
     try:
         async with trio_vfio.open_incoming(
             "tcp:127.0.0.1:0", {DEVICE: recorder}, deadlines=deadlines

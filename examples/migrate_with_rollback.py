@@ -67,8 +67,8 @@ async def show_progress(outgoing: trio_vfio.Outgoing) -> None:
 async def migrate(guest: Guest, address: str, state: int) -> None:
     """Move the guest's device to *address*, or let the guest run on."""
     source = trio_vfio.FdSource(state, precopy_bytes=SIZE // 2)
-    # The guest stands still for three seconds at most.
-    deadlines = trio_vfio.Deadlines(first_connection=5, handshake=5, switchover=3)
+    # The guest stands still for twenty seconds at most.
+    deadlines = trio_vfio.Deadlines(first_connection=30, handshake=30, switchover=20)
     outgoing = None
     try:
         async with (

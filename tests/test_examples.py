@@ -116,7 +116,7 @@ def test_an_interrupted_migration_lets_the_guest_run_on(
         text=True,
         check=False,
     )
-    assert (ran.returncode, ran.stderr) == (status, "")
+    assert (ran.returncode, ran.stderr) == (status, ""), ran.stdout
     said = ran.stdout.splitlines()
     if status == 0:
         assert said.pop().startswith("moved; the guest stood still for ")

@@ -64,6 +64,27 @@ def test_a_source_that_fails(
     assert any("receive: main: " in line for line in lines)
 
 
+DIES = """\
+#!/bin/sh
+case "$*" in *" send "*) exit 1; esac
+exec {python} "$@"
+"""
+
+
+def test_a_source_that_dies_before_it_connects(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The destination, which would wait for ever, is ended."""
+    python = tmp_path / "python"
+    python.write_text(DIES.format(python=sys.executable))
+    python.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(_demo, "_LEFT_ALONE", 0.1)
+    assert run_command(["demo"]) == 1
+    first, *_ = capsys.readouterr().err.splitlines()
+    assert first == "trio-vfio: error: send: it died without a word"
+
+
 INTERRUPTS = """\
 #!/bin/sh
 echo $$ >> {pids}

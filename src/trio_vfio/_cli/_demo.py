@@ -28,6 +28,8 @@ _MIB: Final = 1 << 20
 _SIZE: Final = 64 * _MIB
 _PRECOPY: Final = 16 * _MIB
 _CHANNELS: Final = 4
+_LEFT_ALONE: Final = 10.0
+"""Seconds after which a destination whose source has ended is ended, too."""
 _IDSTRS: Final = tuple(f"0000:00:0{slot}.0/vfio" for slot in range(4, 8))
 _LISTENING: Final = re.compile(rb"^listening on (\S+)\n", re.MULTILINE)
 _INTRODUCTION: Final = (
@@ -162,9 +164,15 @@ class _Demo:
     devices: Sequence[_Device]
     source: _Side = attrs.field(factory=lambda: _Side("send"), init=False)
     destination: _Side = attrs.field(factory=lambda: _Side("receive"), init=False)
+    _all: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
+    _destination_ended: trio.Event = attrs.field(factory=trio.Event, init=False)
 
     async def run(self) -> None:
         """Run both. Cancelled, it ends both."""
+        with self._all:
+            await self._run()
+
+    async def _run(self) -> None:
         async with trio.open_nursery() as nursery:
             started = False
 
@@ -175,13 +183,19 @@ class _Demo:
                     nursery.start_soon(self._send, listening[1].decode())
 
             fds = [device.there for device in self.devices]
-            arguments = ["tcp:127.0.0.1:0", "--first-connection=30"]
-            await self.destination.run([*arguments, *self._arguments(fds)], fds, hear)
+            arguments = ["tcp:127.0.0.1:0", *self._arguments(fds)]
+            await self.destination.run(arguments, fds, hear)
+            self._destination_ended.set()
 
     async def _send(self, address: str) -> None:
         fds = [device.here for device in self.devices]
         arguments = [address, f"--channels={_CHANNELS}", f"--precopy={_PRECOPY}"]
         await self.source.run([*arguments, *self._arguments(fds)], fds)
+        # A source that died before it connected leaves a destination that waits.
+        with trio.move_on_after(_LEFT_ALONE) as waiting:
+            await self._destination_ended.wait()
+        if waiting.cancelled_caught:
+            self._all.cancel(reason="there is no source any more")
 
     def _arguments(self, fds: Sequence[int]) -> list[str]:
         pairs = zip(self.devices, fds, strict=True)
