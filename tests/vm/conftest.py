@@ -10,6 +10,7 @@ import pytest
 from . import mtty
 from .mtty import Mtty
 from .saved import Saved
+from .warm import warm_processes
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -22,6 +23,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         here = item.path.parent == Path(__file__).parent
         item.add_marker(pytest.mark.timeout(180) if here else pytest.mark.qemu_11)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm() -> Generator[None]:
+    """Processes of the command and the example need not import."""
+    with warm_processes():
+        yield
 
 
 @pytest.fixture
