@@ -218,10 +218,10 @@ def _left_over(before: int) -> int:
     # sessions, for a moment. Each worker of Dask's has such a thread.
     for _ in range(_LOOKS):
         gc.collect()
-        if (alive := _sessions() - before) <= 0:
-            return 0
+        if _sessions() <= before:
+            break
         time.sleep(_LOOK_PAUSE)
-    return alive
+    return _sessions() - before
 
 
 def _sessions() -> int:
