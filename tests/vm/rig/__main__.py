@@ -26,7 +26,7 @@ from .system import System, system
 _PROJECT: Final = Path(__file__).resolve().parents[3]
 _CACHE: Final = "TRIO_VFIO_RIG"
 _NO_TESTS: Final = 5  # pytest's exit status
-_TESTS: Final = "tests/vm tests/link/test_tls.py"
+_TESTS: Final = "tests/vm tests/link/test_tls.py tests/link/test_tls_cuts.py"
 """What runs if the command line does not say what; TLS is what a system makes of it."""
 
 _OPTIONS: Final = "--import-mode=importlib -ra"
