@@ -25,7 +25,9 @@ async def destination(
 ) -> None:
     """Run ``trio-vfio receive`` to its end; it is started when it listens."""
     devices = [f"--device={each}=file:{where / each[5:12]}" for each in DEVICES]
-    command = [sys.executable, "-m", "trio_vfio", "receive", address, *devices]
+    # Quiet: the only line on stderr says that it listens, however long it runs.
+    command = [sys.executable, "-m", "trio_vfio", "receive", "--quiet", address]
+    command += devices
     async with trio.open_nursery() as nursery:
         streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         run = partial(trio.run_process, command, **streams)
