@@ -53,7 +53,7 @@ def test_a_run_without_end_is_shown_and_not_waited_for(
 
 
 def test_what_only_a_campaign_sees_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_campaign, "_left_over", lambda before: 2)
+    monkeypatch.setattr(_campaign, "_left_over", lambda _: 2)
     ran = run("--seeds", "5:8", *ONE_DEVICE)
     assert ran.return_value == 1
     assert "leftovers, at 0 s: 2 sessions are alive after seeds 5 to 7" in ran.stderr
