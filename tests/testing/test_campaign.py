@@ -40,16 +40,23 @@ from trio_vfio.testing._runs._in_time import simulate_in_time
 CAP_OFF_BY_ONE = Patch(
     ReorderQueue.admits, "<= self.max_bytes", "<= self.max_bytes + 1"
 )
-COUNT = form(short=55, long=120)
-"""Of seeds: more than one chunk of 50, and one that is not full."""
+CHUNK = form(short=10, long=50)
+COUNT = form(short=24, long=120)
+"""Of seeds: more than one chunk, and one that is not full."""
 
 SHUT_0_ON_FAILURE = Patch(ReturnPath.run, "self._send_shut(1)", "self._send_shut(0)")
+
+
+@pytest.fixture(autouse=True)
+def chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make chunks of seeds small, so that few seeds are several chunks."""
+    monkeypatch.setattr(_campaign, "_CHUNK", CHUNK)
 
 
 def test_a_report_counts_what_has_come_of_each_seed() -> None:
     done: list[int] = []
     report = run_campaign(range(COUNT), progress=done.append)
-    assert done == [*range(50, COUNT, 50), COUNT]
+    assert done == [*range(CHUNK, COUNT, CHUNK), COUNT]
     assert report.seeds == sum(report.outcomes.values()) == COUNT
     assert report.outcomes["completed, completed"] >= report.without_faults > COUNT / 4
     assert report.violations == ()
