@@ -82,6 +82,15 @@ def idstr(number: int = 0) -> str:
     return f"0000:00:{_FIRST_SLOT + number:02x}.0/vfio"
 
 
+def whole_lines(path: Path) -> list[str]:
+    """Return the lines of a file which another process may still write.
+
+    A line that crosses a page can be seen in part, even if one call writes it.
+    """
+    whole, _, _ = path.read_text().rpartition("\n")
+    return whole.splitlines()
+
+
 @final
 @attrs.define(eq=False)
 class Qemu:
@@ -175,7 +184,7 @@ class Qemu:
     @property
     def trace(self) -> list[str]:
         """Its trace so far."""
-        return self._file("trace").read_text().splitlines()
+        return whole_lines(self._file("trace"))
 
     def traced(self, event: str) -> list[str]:
         """Return the arguments of each *event* in its trace."""

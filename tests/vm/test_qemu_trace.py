@@ -25,7 +25,7 @@ from ..captures_data import PADDED, CaptureFiles, capture
 from ..cli.processes import running
 from . import qemu
 from .checks import Mttys
-from .qemu import idstr
+from .qemu import idstr, whole_lines
 from .replay import devices_for, setup_of
 
 TRACED: Final = ("vfio_load_*",)
@@ -89,7 +89,7 @@ async def test_they_say_the_same(
 def lines(path: Path, names: Mapping[str, str]) -> list[str]:
     """Return the events in a trace, with other names for its devices."""
     found: list[str] = []
-    for line in path.read_text().splitlines():
+    for line in whole_lines(path):
         # Of ours, each begins with a process and the time.
         event = line.split(":", 1)[1] if "@" in line.split(" ")[0] else line
         for name, other in names.items():
