@@ -16,7 +16,7 @@ from pathlib import Path as Directory
 import attrs
 import pytest
 import trio
-from trio.testing import active_thread_count
+from trio.testing import MockClock, active_thread_count
 
 from trio_vfio import (
     Buffers,
@@ -55,6 +55,21 @@ async def path(
 ) -> AsyncGenerator[Path]:
     async with path_of(request.param, tmp_path) as path:
         yield path
+
+
+@pytest.fixture
+def running_clock(mock_clock: MockClock) -> MockClock:
+    """A clock of real time that can jump."""
+    mock_clock.rate = 1
+    return mock_clock
+
+
+async def go_on(clock: MockClock) -> None:
+    """Let time pass until something happens."""
+    while True:
+        clock.jump(5)
+        # A call that was under way at the jump counts as an event.
+        await trio.sleep(0.01)
 
 
 @pytest.fixture
@@ -231,7 +246,7 @@ async def failure(
     """Let a destination do something while a channel is stuck; return the faults."""
     source = endless(path, files)
     destination = Destination(path)
-    with trio.fail_after(100):
+    with trio.fail_after(1000):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(destination.run)
             with pytest.raises(MigrationFailed) as caught:
@@ -433,43 +448,42 @@ async def test_the_destination_speaks_on_a_channel(path: Path, files: Files) -> 
 
 
 async def test_a_destination_that_takes_nothing_is_silent(
-    path: Path, files: Files
+    path: Path, files: Files, running_clock: MockClock
 ) -> None:
     async def nothing(_: Destination) -> None:
-        await trio.sleep_forever()
+        await go_on(running_clock)
 
-    deadlines = Deadlines(silence=1)
+    deadlines = Deadlines(silence=5)
     faults, _, _ = await failure(path, files, nothing, deadlines)
     (fault,) = faults
     assert isinstance(fault, DeadlineExceeded)
     assert str(fault) == (
-        "silence deadline of 1 s passed:"
+        "silence deadline of 5 s passed:"
         " waiting for channel 0: the destination to take more"
     )
 
 
 async def test_a_destination_that_takes_little_is_not_silent(
-    path: Path, files: Files
+    path: Path, files: Files, running_clock: MockClock
 ) -> None:
     """Not even if a packet takes it longer than the deadline."""
     destination = Destination(path)
-    silence = 3.0
+    silence = 200.0
     found: list[tuple[str, int]] = []
 
     async def take_little() -> None:
         await destination.accepted.wait()
-        raw = bytearray()
-        end = trio.current_time() + 1.2 * silence
-        while trio.current_time() < end:
-            raw += await destination.channel.receive_some(4 * KIB)
-            await trio.sleep(0.02)
-        # Less than a packet.
-        assert len(raw) < MIB
-        await receive_exactly(destination.channel, HEADER + MIB - len(raw))
+        taken = 0
+        for _ in range(3):
+            # More than goes at once over a stream that is no socket.
+            taken += len(await receive_exactly(destination.channel, 300 * KIB))
+            running_clock.jump(0.6 * silence)
+        assert taken < MIB
+        await receive_exactly(destination.channel, HEADER + MIB - taken)
         found.extend(await destination.packets(devices=1))
         await destination.say_success()
 
-    with trio.fail_after(100):
+    with trio.fail_after(10 * silence):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(destination.run)
             nursery.start_soon(take_little)
