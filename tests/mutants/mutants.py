@@ -202,7 +202,7 @@ MUTANTS: Final = (
         "SHUT(0) on failure",
         "agreement",
         17,
-        (ReturnPath.run, "self._send_shut(1)", "self._send_shut(0)"),
+        (ReturnPath._run, "self._send_shut(1)", "self._send_shut(0)"),
     ),
     mutant(
         "cancel lost between buffers of a run",

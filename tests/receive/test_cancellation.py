@@ -60,12 +60,13 @@ class Told:
         self.frames: list[tuple[ReturnPathType, int | None]] = []
 
     async def listen(self, source: ScriptedSource) -> None:
-        """Listen until the connection is closed."""
+        """Listen until the connection is closed, and close them all."""
         data = b""
         while got := await source.main.receive_some():
             data += bytes(got)
             if b"\0\1\0\4" in data:
                 self.at = trio.current_time()
+        await source.close()
 
 
 async def cancelled_at(
@@ -360,25 +361,29 @@ async def test_what_the_block_raises_leaves_as_it_is(
     """Bare, with its own type, after all devices were aborted."""
     device = SimulatedSink(seconds_per_call=2)
     connect, there = link()
-    with pytest.raises(KeyError, match="mine"):
-        async with open_incoming(there, {A: device}):
-            source = await ScriptedSource.connect(connect)
-            await source.begin(A)
-            await loading(source)
-            await trio.sleep(1)
-            raise KeyError("mine")
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(KeyError, match="mine"):
+            async with open_incoming(there, {A: device}):
+                source = await ScriptedSource.connect(connect)
+                nursery.start_soon(source.hang_up)
+                await source.begin(A)
+                await loading(source)
+                await trio.sleep(1)
+                raise KeyError("mine")
     assert device.aborted_at == trio.current_time() == 2
 
 
 async def test_leaving_the_block_early_aborts(autojump_clock: MockClock) -> None:
     device = SimulatedSink(seconds_per_call=2)
     connect, there = link()
-    async with open_incoming(there, {A: device}) as incoming:
-        source = await ScriptedSource.connect(connect)
-        await source.begin(A)
-        await loading(source)
-        await trio.sleep(1)
-    assert device.aborted_at == trio.current_time() == 2
+    async with trio.open_nursery() as nursery:
+        async with open_incoming(there, {A: device}) as incoming:
+            source = await ScriptedSource.connect(connect)
+            nursery.start_soon(source.hang_up)
+            await source.begin(A)
+            await loading(source)
+            await trio.sleep(1)
+        assert device.aborted_at == trio.current_time() == 2
     assert incoming.state.value is SessionState.CANCELLED
 
 

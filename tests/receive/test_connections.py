@@ -196,15 +196,17 @@ async def test_silence_counts_from_the_last_byte_or_device_call(
 ) -> None:
     connect, there = link()
     device = SimulatedSink(seconds_per_call=50)
-    with pytest.raises(MigrationFailed):
-        async with open_incoming(there, {A: device}) as incoming:
-            source = await ScriptedSource.connect(connect)
-            await source.begin(A)
-            await trio.sleep(1000)
-            await source.switch_over()
-            await trio.sleep(20)
-            await source.packets(0, state_packets(A, [b"x"])[0])
-            await incoming.wait_complete()
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(MigrationFailed):
+            async with open_incoming(there, {A: device}) as incoming:
+                source = await ScriptedSource.connect(connect)
+                nursery.start_soon(source.hang_up)
+                await source.begin(A)
+                await trio.sleep(1000)
+                await source.switch_over()
+                await trio.sleep(20)
+                await source.packets(0, state_packets(A, [b"x"])[0])
+                await incoming.wait_complete()
     assert trio.current_time() == 1000 + 20 + 50 + 30
 
 

@@ -38,11 +38,13 @@ async def fails_with(
     """Run a migration that must fail; return what was wrong."""
     devices = {name: SimulatedSink() for name in named}
     connect, there = link()
-    with pytest.raises(MigrationFailed) as failed:
-        async with open_incoming(there, devices, **options) as incoming:  # type: ignore[arg-type]
-            source = await ScriptedSource.connect(connect, channels=channels)
-            await stage(source)
-            await incoming.wait_complete()
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(MigrationFailed) as failed:
+            async with open_incoming(there, devices, **options) as incoming:  # type: ignore[arg-type]
+                source = await ScriptedSource.connect(connect, channels=channels)
+                nursery.start_soon(source.hang_up)
+                await stage(source)
+                await incoming.wait_complete()
     for device in devices.values():
         assert device.began == (device.aborted_at is not None)
     return [str(each) for each in failed.value.exceptions]

@@ -419,13 +419,16 @@ async def failure(
     path: Path, sinks: dict[str, Sink], stage: Stage, **options: Any
 ) -> list[str]:
     """Let a source do something for which the migration fails; return the faults."""
-    with trio.fail_after(1000), pytest.raises(MigrationFailed) as failed:
-        async with receiving(path, sinks, **options) as incoming:
-            source = await connected(path)
-            await source.begin(*sinks)
-            await source.switch_over()
-            await stage(incoming, source)
-            await incoming.wait_complete()
+    with trio.fail_after(1000):
+        async with trio.open_nursery() as nursery:
+            with pytest.raises(MigrationFailed) as failed:
+                async with receiving(path, sinks, **options) as incoming:
+                    source = await connected(path)
+                    nursery.start_soon(source.hang_up)
+                    await source.begin(*sinks)
+                    await source.switch_over()
+                    await stage(incoming, source)
+                    await incoming.wait_complete()
     for sink in sinks.values():
         assert sink.aborts == sink.began
     assert active_thread_count() == 0
@@ -681,7 +684,7 @@ async def test_a_cancel(path: Path, files: Files, stage: CancelStage) -> None:
     heard: list[tuple[ReturnPathType, int | None]] = []
 
     async def listen(source: ScriptedSource) -> None:
-        heard.extend(await source.heard())
+        heard.extend(await source.hang_up())
 
     with trio.fail_after(1000):
         async with trio.open_nursery() as nursery:

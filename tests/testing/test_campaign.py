@@ -44,7 +44,7 @@ CHUNK = form(short=10, long=50)
 COUNT = form(short=24, long=120)
 """Of seeds: more than one chunk, and one that is not full."""
 
-SHUT_0_ON_FAILURE = Patch(ReturnPath.run, "self._send_shut(1)", "self._send_shut(0)")
+SHUT_0_ON_FAILURE = Patch(ReturnPath._run, "self._send_shut(1)", "self._send_shut(0)")
 
 
 @pytest.fixture(autouse=True)

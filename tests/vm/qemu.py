@@ -36,9 +36,6 @@ TRACED: Final = (
 FIRST_MULTIFD_MACHINE: Final = "pc-q35-10.0"
 """The first whose devices may send their state over multifd channels."""
 
-HALT: Final = bytes([0xF4]) * 65536
-"""Firmware that leaves the processor to others."""
-
 _DEADLINE: Final = 120
 """Seconds for a block; as a rule it takes two, but on a busy machine many more."""
 _FIRST_SLOT: Final = 4
@@ -111,6 +108,10 @@ class Qemu:
     async def migrate(self, address: str) -> None:
         """Begin to migrate to *address*. Returns at once."""
         await self.monitor.execute("migrate", uri=address)
+
+    async def throttle(self, rate: int) -> None:
+        """Let migrations send no more than *rate* bytes of RAM per second."""
+        await self.monitor.execute("migrate-set-parameters", max_bandwidth=rate)
 
     async def listen(self) -> str:
         """Wait for a migration at the address that is returned."""
@@ -202,6 +203,7 @@ async def source(
     setup: Setup | None = None,
     *,
     runs: bool = False,
+    deadline: float = _DEADLINE,
 ) -> AsyncGenerator[Qemu]:
     """Run a QEMU that can be migrated, until the block ends.
 
@@ -209,9 +211,12 @@ async def source(
       devices: what the guest has, from slot 4 on. Nobody else may have them open.
       directory: for its files.
       runs: whether the guest runs; else it has not begun to.
+      deadline: seconds for the block.
     """
     options = () if runs else ("-S",)
-    async with _qemu("source", devices, directory, setup, options) as qemu:
+    async with _qemu(
+        "source", devices, directory, setup, options, deadline=deadline
+    ) as qemu:
         yield qemu
 
 
@@ -255,6 +260,8 @@ async def _qemu(
     directory: Path,
     setup: Setup | None,
     options: Sequence[str],
+    *,
+    deadline: float = _DEADLINE,
 ) -> AsyncGenerator[Qemu]:
     setup = setup or Setup()
     here, there = socket.socketpair()
@@ -268,7 +275,7 @@ async def _qemu(
             pass_fds=[there.fileno()],
         )
     try:
-        with trio.fail_after(_DEADLINE):
+        with trio.fail_after(deadline):
             async with open_monitor(here) as monitor:
                 try:
                     qemu = Qemu(devices, process, monitor, directory, name)

@@ -39,7 +39,8 @@ from .checks import (
     check_received,
     make_devices,
 )
-from .qemu import HALT, Qemu, Setup, idstr
+from .firmware import HALT
+from .qemu import Qemu, Setup, idstr
 from .receiving import receive
 
 SETUP: Final = Setup(channels=4, firmware=HALT)

@@ -13,7 +13,8 @@ from ..cli.processes import running
 from . import qemu
 from .checks import PAD_BUFFERS, PAD_KIB, Mttys, check_received, make_devices
 from .credentials import Credentials
-from .qemu import FIRST_MULTIFD_MACHINE, HALT, Setup, idstr
+from .firmware import HALT
+from .qemu import FIRST_MULTIFD_MACHINE, Setup, idstr
 from .receiving import migrate
 from .replay import accept
 from .saved import Saved

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import ParamSpec, Protocol
@@ -110,6 +111,11 @@ class Migration(abc.ABC):
         """See to it that *device*, once it begins, is released or aborted."""
         self._nursery.start_soon(device.calls.keep)
 
+    def is_failing(self) -> bool:
+        """Whether the task that asks is being cancelled before success."""
+        cancelled = trio.current_effective_deadline() == -math.inf
+        return cancelled and not self.stop.completed
+
     def leave(self) -> None:
         """The caller's block has ended: nobody waits for an unfinished migration."""
         if not self.stop.completed:
@@ -188,6 +194,7 @@ class Migration(abc.ABC):
         except Exception:
             # A mistake, ours or a device's: it leaves as what it is.
             self._crashed = True
+            self.stop.cancel("a mistake")
             raise
 
     def _settle(self) -> None:

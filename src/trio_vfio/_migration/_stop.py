@@ -40,9 +40,9 @@ class Stop:
             log.info("after the migration: %s", fault)
             return
         ending = self.tasks.cancel_called or any(map(_is_end, self.faults))
-        if self.faults and ending and _is_end(fault):
+        if ending and _is_end(fault):
             # Connections go down together, and the first to be noticed says it all.
-            log.info("after the first fault: %s", fault)
+            log.info("after the end: %s", fault)
         else:
             log.debug("fault: %s", fault)
             self.faults.append(fault)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import errno
 import math
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Final, final
 
 import attrs
@@ -33,6 +32,7 @@ from .._wire._main_stream import STREAM_MAGIC
 from .._wire._multifd import INITIAL_SIZE, MULTIFD_MAGIC, InitialPacket
 from ._channel import receive_channel
 from ._main import MainChannel
+from ._parting import Parting, discard
 from ._return_path import SHUT_GRACE
 from ._router import Channel
 from ._session import LINGER, Session
@@ -57,8 +57,11 @@ _SAME_SOURCE: Final = 1.0
 MAX_HANDSHAKES: Final = 512
 """Connections that may be about to say what they are. More are dropped."""
 
+_TURNS: Final = 3
+"""Of Trio's loop, for a connection that waits to be accepted."""
 
-Task = Callable[[], Awaitable[None]]
+_TO_SAY_WHAT_IT_IS: Final = 1.0
+"""Seconds that a connection has for that when the migration has failed."""
 
 
 class _NotAPeerError(Exception):
@@ -83,8 +86,15 @@ class Connections:
         factory=list[trio.abc.Stream], init=False
     )
     """Those that have said that they are a multifd channel."""
-    _served: AsyncValue[int] = attrs.field(init=False)
-    """Connections whose task runs."""
+    _others: AsyncValue[int] = attrs.field(init=False)
+    """Connections that are not main, or not yet, and whose task runs."""
+    _admitted: int = attrs.field(default=0, init=False)
+    """How many connections have come."""
+    _accepting: list[trio.CancelScope] = attrs.field(
+        factory=list[trio.CancelScope], init=False
+    )
+    """Of the tasks that wait for connections."""
+    _parting: Parting = attrs.field(factory=Parting, init=False)
     _uuid: bytes | None = attrs.field(default=None, init=False)
     _main: MainChannel | None = attrs.field(default=None, init=False)
     _logged: str = attrs.field(default="", init=False)
@@ -92,26 +102,25 @@ class Connections:
     _logged_at: float = attrs.field(default=-math.inf, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._served = AsyncValue(0)
+        self._others = AsyncValue(0)
 
     async def serve(self) -> None:
-        """Serve connections until the migration is complete and they are closed."""
-        self.session.watch()
-        router = self.session.router
-        router.listeners = len(self.listeners)
-        # Not yet served, but there.
-        router.handshakes = len(self.given)
-        for stream in self.given:
-            self.session.spawn(self._serve, self._secured(stream))
-        for listener in self.listeners:
-            self.session.spawn(self._listen, listener)
-        await self.session.ended.wait()
-        with trio.move_on_after(LINGER):
-            if self.session.was_told and self._main is not None:
-                # It closes all of them, and this one shows it.
-                await self._main.source_left.wait()
-            else:
-                await self._served.wait_value(0)
+        """Serve connections until the migration is complete and they are closed.
+
+        If it fails or this is cancelled, the source hears of it, main is closed, and
+        the channels are read until the source closes them, for 5 s at most. Then all
+        that were accepted are closed. No device is waited for.
+        """
+        try:
+            await self._serve_all()
+        finally:
+            if not self.session.stop.completed:
+                # Also if it was somebody else: what ends from now on is no fault.
+                self.session.stop.tasks.cancel(reason="the migration was cancelled")
+                with trio.CancelScope(shield=True):
+                    await self._part()
+            self._parting.end()
+            self._stop_accepting()
 
     async def close(self) -> None:
         """Close all connections that were accepted. Waits for no peer."""
@@ -119,13 +128,88 @@ class Connections:
         # Without the shield a cancel would end the loop at the first of them.
         with trio.CancelScope(shield=True):
             for stream in self._accepted:
-                if completed and is_secure(stream):
+                if not completed:
+                    await self._break_off(stream)
+                    continue
+                if is_secure(stream):
                     with trio.move_on_after(SHUT_GRACE):
                         await stream.aclose()
-                elif not completed and self._may_be_mute_main(stream):
-                    # A proper end would say that all went well.
-                    await reset(stream)
                 await trio.aclose_forcefully(stream)
+
+    async def _serve_all(self) -> None:
+        self.session.watch()
+        self.session.router.listeners = len(self.listeners)
+        for stream in self.given:
+            self._admit(self._secured(stream))
+        for listener in self.listeners:
+            self.session.spawn(self._listen, listener)
+        await self.session.ended.wait()
+        with trio.move_on_after(LINGER):
+            # It closes all of them, and this one shows it.
+            if self._main is not None:
+                await self._main.source_left.wait()
+            if not self.session.was_told:
+                await self._others.wait_value(0)
+
+    async def _part(self) -> None:
+        """Let go of the source's connections as it can bear it; see `Parting`."""
+        self._parting.begin()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._part_from_main)
+            # Else there is no source, whoever may have connected.
+            if self.session.activity.connected.is_set():
+                with self._parting.shielded():
+                    await self._part_from_others()
+            if self._main is None:
+                nursery.cancel_scope.cancel(reason="there is no main channel")
+        self._parting.end()
+        await self.close()
+
+    async def _part_from_others(self) -> None:
+        # What waits in a queue is accepted one by one, each time that Trio comes round.
+        admitted = -1
+        while admitted != self._admitted:
+            admitted = self._admitted
+            for _ in range(_TURNS):
+                await trio.lowlevel.checkpoint()
+        self._stop_accepting()
+        async with trio.open_nursery() as nursery:
+            for listener in self.listeners:
+                nursery.start_soon(self._accept_late, listener)
+            await self._others.wait_value(0)
+            nursery.cancel_scope.cancel(reason="the source has left")
+
+    async def _accept_late(self, listener: trio.abc.Listener[trio.abc.Stream]) -> None:
+        """Look now and then whether the source has opened one more channel.
+
+        To wait in `accept` would take what comes when the source has left, and that is
+        for the next session.
+        """
+        while True:
+            await trio.sleep(_ACCEPT_PAUSE)
+            with trio.move_on_after(_ACCEPT_PAUSE / 10):
+                await self._accept(listener)
+
+    def _stop_accepting(self) -> None:
+        for scope in self._accepting:
+            scope.cancel(reason="nobody is expected any more")
+
+    async def _part_from_main(self) -> None:
+        await self.session.activity.main_came.wait()
+        assert self._main is not None
+        await self._main.last_word_is_out()
+        if self._main.stream in self._accepted:
+            await self._break_off(self._main.stream)
+        elif self._multifd:
+            # It is the caller's to close, and a source that is stuck here stays so.
+            with self._parting.shielded():
+                await discard(self._main.stream)
+
+    async def _break_off(self, stream: trio.abc.Stream) -> None:
+        """Close *stream* so that its end looks like no success."""
+        if self._may_be_mute_main(stream):
+            await reset(stream)
+        await trio.aclose_forcefully(stream)
 
     def _may_be_mute_main(self, stream: trio.abc.Stream) -> bool:
         if self._main is not None and self._main.stream is stream:
@@ -134,15 +218,23 @@ class Connections:
         return stream not in self._multifd
 
     async def _listen(self, listener: trio.abc.Listener[trio.abc.Stream]) -> None:
+        # What waits to be accepted when the migration fails may be a channel.
+        with trio.CancelScope(shield=True) as scope:
+            self._accepting.append(scope)
+            await self._accept(listener)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        log.info("a listener was closed: no more connections from there")
+        self.session.router.listeners -= 1
+        self.session.router.check_main()
+
+    async def _accept(self, listener: trio.abc.Listener[trio.abc.Stream]) -> None:
+        """Accept connections until *listener* is closed."""
         # Not trio.serve_listeners: that closes a connection when its task is
         # cancelled, while ours has to stay open until the last word is said.
         while True:
             try:
                 stream = await listener.accept()
             except trio.ClosedResourceError:
-                log.info("a listener was closed: no more connections from there")
-                self.session.router.listeners -= 1
-                self.session.router.check_main()
                 return
             except OSError as error:
                 if error.errno in _BAD_LISTENER:
@@ -157,37 +249,54 @@ class Connections:
                 continue
             stream = self._secured(stream)
             self._accepted.append(stream)
-            self.session.router.handshakes += 1
-            self.session.spawn(self._serve, stream)
+            self._admit(stream)
 
     def _secured(self, stream: trio.abc.Stream) -> trio.abc.Stream:
         if self.ssl_context is None:
             return stream
         return secure(stream, self.ssl_context, server_side=True)
 
-    async def _serve(self, stream: trio.abc.Stream) -> None:
-        self._served.value += 1
-        try:
-            task = await self._identify(stream)
-            router = self.session.router
-            router.check_main()
-            router.check_progress()
-            if task is not None:
-                await task()
-            elif stream in self._accepted:
-                self._accepted.remove(stream)
-                await trio.aclose_forcefully(stream)
-        finally:
-            self._served.value -= 1
+    def _admit(self, stream: trio.abc.Stream) -> None:
+        # Not yet served, but there.
+        self.session.router.handshakes += 1
+        self._others.value += 1
+        self._admitted += 1
+        self.session.spawn(self._serve, stream)
 
-    async def _identify(self, stream: trio.abc.Stream) -> Task | None:
-        """Find out what *stream* is, and return what serves it, or None."""
+    async def _serve(self, stream: trio.abc.Stream) -> None:
+        try:
+            await self.session.guard(self._receive, stream)
+        finally:
+            if stream in self._multifd and self.session.is_failing():
+                with self._parting.shielded():
+                    await discard(stream)
+            self._others.value -= 1
+
+    async def _receive(self, stream: trio.abc.Stream) -> None:
+        """Find out what *stream* is, and receive it if it is a channel."""
+        channel = None
+        # A source that is there says it at once, but a handshake takes some turns.
+        patience = math.inf if is_secure(stream) else _TO_SAY_WHAT_IT_IS
+        with self._parting.shielded(patience):
+            channel = await self._identify(stream)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        router = self.session.router
+        router.check_main()
+        router.check_progress()
+        if channel is not None:
+            await self._receive_channel(stream, channel)
+
+    async def _identify(self, stream: trio.abc.Stream) -> Channel | None:
+        """Find out what *stream* is: main gets its task, what is no peer is closed.
+
+        Returns: the channel, if it is one.
+        """
         # Once it has broken, nobody can tell.
         origin = _from(stream)
         try:
             with trio.fail_after(self.session.options.deadlines.handshake or math.inf):
                 first = await self._first_bytes(stream)
-            return self._task(stream, first)
+            return self._recognize(stream, first)
         except (_NotAPeerError, PeerProtocolError) as error:
             self._log_dropped(origin, str(error))
         except (
@@ -198,6 +307,12 @@ class Connections:
             self._log_dropped(origin, describe(error))
         finally:
             self.session.router.handshakes -= 1
+        if stream in self._accepted:
+            self._accepted.remove(stream)
+            if self._parting.has_begun:
+                # It may be a main channel that comes late.
+                await reset(stream)
+            await trio.aclose_forcefully(stream)
         return None
 
     async def _first_bytes(self, stream: trio.abc.Stream) -> bytes:
@@ -231,7 +346,7 @@ class Connections:
         log.warning("%s", text)
         self._logged, self._logged_at = text, now
 
-    def _task(self, stream: trio.abc.Stream, first: bytes) -> Task:
+    def _recognize(self, stream: trio.abc.Stream, first: bytes) -> Channel | None:
         session = self.session
         if session.stop.completed:
             raise _NotAPeerError("the migration is complete")
@@ -239,13 +354,14 @@ class Connections:
             channel = self._new_channel(InitialPacket.decode_untrusted(first))
             self._multifd.append(stream)
             session.activity.connection_came(is_main=False)
-            return partial(self._serve_channel, stream, channel)
+            return channel
         if self._main is not None:
             raise _NotAPeerError("a second main channel")
         decoder = MainDecoder(session.options.page_size)
         self._main = MainChannel(session, stream, decoder)
         session.activity.connection_came(is_main=True)
-        return partial(self._serve_main, self._main, first)
+        session.spawn(self._main.receive, first)
+        return None
 
     def _new_channel(self, packet: InitialPacket) -> Channel:
         channels = self.session.router.channels
@@ -257,7 +373,7 @@ class Connections:
         self.session.trace("multifd_recv_new_channel", packet.channel_id)
         return self.session.router.open_channel(packet.channel_id)
 
-    async def _serve_channel(self, stream: trio.abc.Stream, channel: Channel) -> None:
+    async def _receive_channel(self, stream: trio.abc.Stream, channel: Channel) -> None:
         session = self.session
         session.trace("multifd_recv_thread_start", channel.id)
         try:
@@ -269,10 +385,6 @@ class Connections:
             raise
         finally:
             session.trace("multifd_recv_thread_end", channel.id, channel.packets)
-
-    async def _serve_main(self, main: MainChannel, first: bytes) -> None:
-        await main.receive(first)
-        await main.source_left.wait()
 
 
 def _from(stream: trio.abc.Stream) -> str:

@@ -75,6 +75,11 @@ class MainChannel:
         """Whether no word gets back to the source, which has opened no return path."""
         return self._return_path is None
 
+    async def last_word_is_out(self) -> None:
+        """Wait until nothing more is to be said to the source, or can be."""
+        if self._return_path is not None:
+            await self._return_path.ended.wait()
+
     async def receive(self, first: bytes) -> None:
         """Take the stream, which begins with *first*, until all devices are loaded.
 

@@ -35,6 +35,8 @@ class ReturnPath:
 
     source_closed: bool = attrs.field(default=False, init=False)
     """Whether the source has closed its half of the connection, or all of it."""
+    ended: trio.Event = attrs.field(factory=trio.Event, init=False)
+    """Set when the last word is said, or cannot be."""
     _answers: trio.MemorySendChannel[ReturnPathFrame] = attrs.field(init=False)
     _frames: trio.MemoryReceiveChannel[ReturnPathFrame] = attrs.field(init=False)
 
@@ -59,6 +61,12 @@ class ReturnPath:
         Raises:
           ConnectionLost: if the source cannot be told, and so resumes its guest.
         """
+        try:
+            await self._run()
+        finally:
+            self.ended.set()
+
+    async def _run(self) -> None:
         try:
             async for frame in self._frames:
                 await self._answer(frame)

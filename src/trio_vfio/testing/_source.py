@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import final
 
 import attrs
@@ -141,6 +142,19 @@ class ScriptedSource:
         """Close all connections."""
         for stream in (self.main, *self.channels):
             await stream.aclose()
+
+    async def hang_up(self) -> list[tuple[ReturnPathType, int | None]]:
+        """Wait until the destination has ended main, then close all connections.
+
+        That is what a QEMU does when a migration fails. A destination waits up to 5 s
+        for it, if there are channels. Returns what `heard` does.
+        """
+        frames: list[tuple[ReturnPathType, int | None]] = []
+        # To close main here hangs up, too.
+        with suppress(trio.ClosedResourceError):
+            frames += await self.heard()
+        await self.close()
+        return frames
 
     async def heard(self) -> list[tuple[ReturnPathType, int | None]]:
         """Wait for the end of the return path; return what came, with its values."""

@@ -10,6 +10,7 @@ from typing import Final, final
 import attrs
 
 from ... import MigrationFailed, MigrationResult
+from ..._receive._parting import PATIENCE
 from ..._send._answers import LAST_CHANCE
 from ..._wire._machine import acks_once
 from .._faults import ConnectionName, LinkFault
@@ -24,8 +25,9 @@ _SHUT: Final = "migrate_send_rp_message 1:"
 _ACKED: Final = "source_return_path_thread_switchover_acked"
 
 # All that a session does at its end besides waiting for devices: a last word is sent
-# (0.5 s) or awaited (0.1 s), a reset looked for (0.5 s), connections closed (1 s).
-_AT_THE_END: Final = 2.5
+# (0.5 s) or awaited (0.1 s), a reset looked for (0.5 s), connections closed (1 s). A
+# destination also waits for its source to close the channels.
+_AT_THE_END: Final = {"source": 2.5, "destination": 2.5 + PATIENCE}
 
 
 @final
@@ -135,7 +137,8 @@ def _promptness(facts: Facts) -> Iterator[str]:
     for side in (facts.source, facts.destination):
         if side.stopped_at is None or side.ended_at is None:
             continue
-        latest = max(side.stopped_at + GRACE, side.last_call_end) + _AT_THE_END
+        latest = max(side.stopped_at + GRACE, side.last_call_end)
+        latest += _AT_THE_END[side.side]
         if side.ended_at > latest:
             seconds = side.ended_at - side.stopped_at
             yield f"the {side.side} ended {seconds:g} s after it was cancelled"
@@ -151,7 +154,7 @@ def _deadlines(facts: Facts) -> Iterator[str]:
             continue
         done = side.ended_at if side.stopped_at is None else side.stopped_at
         latest = max(began + seconds, side.last_call_end)
-        if done > latest + _AT_THE_END:
+        if done > latest + _AT_THE_END[side.side]:
             yield f"the {side.side} outlived its deadline of {seconds:g} s"
 
 
