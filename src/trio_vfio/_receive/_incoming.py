@@ -104,13 +104,16 @@ async def open_incoming(
 
     The first fault ends the migration: the block is cancelled, the source hears
     that it failed, device calls under way are waited for, and every device that
-    began is aborted, completed ones too. The same happens if the block is
-    cancelled, raises, or is left before the migration is complete. Once it is
-    complete nothing can fail it any more.
+    began is aborted, completed ones too. Meanwhile main is closed, and channels are
+    read until the source closes them, for up to 5 s: a QEMU does not survive it if
+    they break while it sends. The same happens if the block is cancelled, raises, or
+    is left before the migration is complete. Once it is complete nothing can fail it
+    any more.
 
     Args:
       where: an address (``tcp:HOST:PORT``, ``unix:PATH``), or listeners and
-        streams that the caller has opened. Those stay the caller's to close. Any
+        streams that the caller has opened. Those stay the caller's to close; after
+        a failure, what comes over such a stream has been read and is lost. Any
         stream may have a ``reset()``, not async, which closes it so that the peer
         finds it broken, and an attribute ``was_reset``, whether that is what the
         peer has done. Without them a failure can look like a proper end. A
