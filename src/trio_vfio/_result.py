@@ -110,3 +110,6 @@ class MigrationResult:
     """From SWITCHOVER_START to the last device's acceptance; None before."""
     seconds: float
     """From the first byte of the migration."""
+    dropped: tuple[str, ...] = ()
+    """Connections that the destination has not taken, and why; the first 64 of them
+    that differ."""

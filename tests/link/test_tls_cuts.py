@@ -111,25 +111,25 @@ async def cut_the_source(contexts: Contexts, which: int, *, inside: bytes = b"")
 
     device = SimulatedSink()
     cut_at = -1.0
-    with pytest.raises(MigrationFailed) as failed:
-        async with open_incoming(
-            there, {A: device}, ssl_context=contexts.server
-        ) as incoming:
-            source = await ScriptedSource.connect(connect_securely)
-            await source.begin(A)
-            await source.switch_over()
-            await source.packets(1, *state_packets(A, [b"x"]))
-            await incoming.devices[A].state.wait_value(DeviceState.COMPLETED)
-            if inside:
-                await opened[which].send_all(inside)
-            await wait_all_tasks_blocked()
-            cut_at = trio.current_time()
-            await cut(opened[which])
-            await incoming.wait_complete()
-    assert trio.current_time() - cut_at < 1
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(MigrationFailed) as failed:
+            async with open_incoming(
+                there, {A: device}, ssl_context=contexts.server
+            ) as incoming:
+                source = await ScriptedSource.connect(connect_securely)
+                await source.begin(A)
+                await source.switch_over()
+                await source.packets(1, *state_packets(A, [b"x"]))
+                await incoming.devices[A].state.wait_value(DeviceState.COMPLETED)
+                if inside:
+                    await opened[which].send_all(inside)
+                await wait_all_tasks_blocked()
+                cut_at = trio.current_time()
+                nursery.start_soon(source.hang_up)
+                await cut(opened[which])
+                await incoming.wait_complete()
+        assert trio.current_time() - cut_at < 1
     assert device.calls[-1].name == "abort"
-    for stream in opened:
-        await trio.aclose_forcefully(stream)
     (fault,) = failed.value.exceptions
     return str(fault)
 

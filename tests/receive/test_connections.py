@@ -55,12 +55,6 @@ async def test_main_may_come_last(autojump_clock: MockClock) -> None:
         (b"", "ended after 0 bytes"),
         (b"QEVM\0", "ended after 5 bytes"),
         (InitialPacket().encode()[:40], "ended after 40 bytes"),
-        (InitialPacket(channel_id=255).encode(), "channel id 255 of at most 255"),
-        (InitialPacket(channel_id=1).encode(), "channel 1 is there already"),
-        (
-            InitialPacket(b"another machine!", 7).encode(),
-            "channel 7 of another machine",
-        ),
         (b"QEVM\0\0\0\3", "a second main channel"),
     ],
 )
@@ -93,6 +87,147 @@ async def test_who_is_no_peer_is_dropped_and_only_that(
     (message,) = caplog.messages
     assert message.startswith("dropped a connection: ")
     assert why in message
+    assert incoming.result().dropped == (message,)
+
+
+BAD_VERSION = InitialPacket(channel_id=7).encode()[:7] + b"\2" + bytes(56)
+
+
+@pytest.mark.parametrize(
+    ("first", "why"),
+    [
+        (InitialPacket(channel_id=255).encode(), "channel id 255 of at most 255"),
+        (InitialPacket(channel_id=1).encode(), "channel 1 came twice"),
+        (BAD_VERSION, "initial packet of unknown version 2"),
+    ],
+    ids=["id", "twice", "version"],
+)
+async def test_a_channel_of_this_source_that_cannot_be(
+    autojump_clock: MockClock, first: bytes, why: str
+) -> None:
+    """The migration fails at once, for it lacks a channel."""
+    device = SimulatedSink()
+    connect, there = link()
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(MigrationFailed) as failed:
+            async with open_incoming(there, {A: device}) as incoming:
+                source = await ScriptedSource.connect(connect)
+                nursery.start_soon(source.hang_up)
+                await source.begin(A)
+                await trio.sleep(10)
+                bad = await connect()
+                await bad.send_all(first)
+                await incoming.wait_complete()
+        assert trio.current_time() == 10
+    (fault,) = map(str, failed.value.exceptions)
+    assert why in fault
+
+
+REFUSED = [
+    pytest.param(
+        InitialPacket(b"another machine!", 7).encode(),
+        "a channel of another machine, 616e6f74-6865-7220-6d61-6368696e6521",
+        id="another machine",
+    ),
+]
+
+
+@pytest.mark.parametrize(("first", "why"), REFUSED)
+async def test_a_channel_of_another_source_is_read_and_does_no_harm(
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+    first: bytes,
+    why: str,
+) -> None:
+    """It is not closed while the session lasts: a QEMU may be sending over it."""
+    device = SimulatedSink()
+    connect, there = link()
+    with caplog.at_level(logging.WARNING, "trio_vfio"):
+        async with open_incoming(there, {A: device}) as incoming:
+            source = await ScriptedSource.connect(connect)
+            await source.begin(A)
+            await wait_all_tasks_blocked()
+            stranger = await connect()
+            await stranger.send_all(first)
+            for _ in range(100):
+                await stranger.send_all(bytes(1 << 20))
+                await trio.sleep(1)
+            await source.switch_over()
+            await source.packets(0, *state_packets(A, [b"x"]))
+            await source.end()
+            await source.close()
+            before = trio.current_time()
+            await incoming.wait_complete()
+    assert trio.current_time() == before
+    assert device.loaded == b"x"
+    assert caplog.messages == [f"dropped a connection: {why}"]
+    assert incoming.result().dropped == tuple(caplog.messages)
+    with pytest.raises(trio.BrokenResourceError):
+        await stranger.send_all(b"more")
+
+
+async def test_what_was_refused_is_what_is_missing(autojump_clock: MockClock) -> None:
+    """Not 30 s later, while the guest stands still, and with the reason."""
+    connect, there = link()
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(MigrationFailed) as failed:
+            async with open_incoming(there, {A: SimulatedSink()}) as incoming:
+                source = await ScriptedSource.connect(connect, channels=1)
+                nursery.start_soon(source.hang_up)
+                await source.begin(A)
+                await wait_all_tasks_blocked()
+                other = await connect()
+                await other.send_all(InitialPacket(b"another machine!", 1).encode())
+                # Before the switchover a source may be silent.
+                await trio.sleep(100)
+                data, config = state_packets(A, [b"x"])
+                await other.send_all(config)
+                await source.switch_over()
+                await source.packets(0, data)
+                await source.end()
+                await incoming.wait_complete()
+        assert trio.current_time() == 101
+    (fault,) = map(str, failed.value.exceptions)
+    assert fault == (
+        f"waiting for {A}: packet 1; what was refused is a channel of another machine,"
+        " 616e6f74-6865-7220-6d61-6368696e6521"
+    )
+
+
+async def test_a_first_channel_of_unknown_version(autojump_clock: MockClock) -> None:
+    """It may be anybody's; if it was this source's, that is known a second later."""
+    connect, there = link()
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(MigrationFailed) as failed:
+            async with open_incoming(there, {A: SimulatedSink()}) as incoming:
+                source = await ScriptedSource.connect(connect, channels=0)
+                nursery.start_soon(source.hang_up)
+                bad = await connect()
+                await bad.send_all(BAD_VERSION)
+                await source.begin(A)
+                await source.switch_over()
+                await incoming.wait_complete()
+        assert trio.current_time() == 1
+    (fault,) = map(str, failed.value.exceptions)
+    assert "what was refused is initial packet of unknown version 2" in fault
+
+
+async def test_so_many_are_read(autojump_clock: MockClock) -> None:
+    connect, there = link()
+    async with open_incoming(there, {A: SimulatedSink()}) as incoming:
+        source = await ScriptedSource.connect(connect)
+        await source.begin(A)
+        await wait_all_tasks_blocked()
+        strangers = [await connect() for _ in range(66)]
+        for number, stranger in enumerate(strangers):
+            packet = InitialPacket(number.to_bytes(16), 0).encode()
+            await stranger.send_all(
+                packet if number else InitialPacket(b"x" * 16).encode()
+            )
+        assert await strangers[64].receive_some() == b""
+        assert await strangers[65].receive_some() == b""
+        await strangers[63].send_all(bytes(1 << 20))
+        assert len(incoming.result().dropped) == 64
 
 
 async def test_who_says_nothing_is_dropped_in_time(

@@ -146,6 +146,20 @@ class Activity:
         if (seconds := self.deadlines.silence) is None:
             return
         await since.wait()
+        if await self.silent_for(seconds, until, drained):
+            raise DeadlineExceeded("silence", seconds, waiting_for())
+
+    async def silent_for(
+        self,
+        seconds: float,
+        until: trio.Event,
+        drained: Callable[[], object] = lambda: None,
+    ) -> bool:
+        """Wait until nothing has happened for so long: True; or until *until*: False.
+
+        Args:
+          drained: as in `watch_silence`.
+        """
         before = drained()
         while not until.is_set():
             if (now := drained()) != before:
@@ -156,6 +170,7 @@ class Activity:
                 self.touch()
             left = self._last + seconds - trio.current_time()
             if left <= 0:
-                raise DeadlineExceeded("silence", seconds, waiting_for())
+                return True
             with trio.move_on_after(left if now is None else min(left, seconds / 8)):
                 await until.wait()
+        return False

@@ -70,6 +70,10 @@ class Migration(abc.ABC):
     def channel_results(self) -> Iterable[ChannelResult]:
         """Return what came or went over each channel, by id."""
 
+    def dropped_connections(self) -> tuple[str, ...]:
+        """Return which connections were not taken, and why."""
+        return ()
+
     async def run(self, serve: Callable[[], Awaitable[None]]) -> None:
         """Run *serve* and all tasks that are spawned, until *serve* has ended.
 
@@ -164,6 +168,7 @@ class Migration(abc.ABC):
             channels=tuple(self.channel_results()),
             switchover_seconds=self.activity.switchover_seconds,
             seconds=self.activity.seconds,
+            dropped=self.dropped_connections(),
         )
 
     def failure(self) -> MigrationFailed:

@@ -10,49 +10,34 @@ import errno
 import math
 import ssl
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Final, final
+from uuid import UUID
 
 import attrs
 import trio
 
 from .._errors import ConnectionLost, PeerProtocolError, describe
-from .._link._stream import plain_stream, receive_exactly, reset
+from .._link._stream import reset
 from .._link._tls import (
-    NoTlsError,
-    check_ready_made,
     is_secure,
     secure,
-    shake_hands,
 )
 from .._migration._stop import log
 from .._values import AsyncValue
 from .._wire._main_decoder import MainDecoder
-from .._wire._main_stream import STREAM_MAGIC
-from .._wire._multifd import INITIAL_SIZE, MULTIFD_MAGIC, InitialPacket
+from .._wire._multifd import INITIAL_SIZE, InitialPacket
 from ._channel import receive_channel
+from ._first_bytes import NotAPeerError, first_bytes, origin_of
 from ._main import MainChannel
 from ._parting import Parting, discard
 from ._return_path import SHUT_GRACE
 from ._router import Channel
 from ._session import LINGER, Session
 
-# What a connection begins with, and how much of it says all that is needed.
-_FIRST_BYTES: Final = {
-    STREAM_MAGIC.to_bytes(4): 8,
-    MULTIFD_MAGIC.to_bytes(4): INITIAL_SIZE,
-}
-
-# What a TLS client begins with: a handshake record of version 3.x.
-_TLS_HANDSHAKE: Final = b"\x16\x03"
-
 # What accept says of the listener itself. All else is about one connection, or
 # this process or the machine is out of something: that passes.
 _BAD_LISTENER: Final = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP}
 _ACCEPT_PAUSE: Final = 0.1
-
-_SAME_SOURCE: Final = 1.0
-"""Seconds in which connections that are dropped for one reason are one source's."""
 
 MAX_HANDSHAKES: Final = 512
 """Connections that may be about to say what they are. More are dropped."""
@@ -64,8 +49,16 @@ _TO_SAY_WHAT_IT_IS: Final = 1.0
 """Seconds that a connection has for that when the migration has failed."""
 
 
-class _NotAPeerError(Exception):
-    """A connection that is neither main nor multifd, or comes too late to be."""
+_REFUSED_PATIENCE: Final = 1.0
+"""Seconds that a source may be silent after its guest has stopped, where a channel was
+refused that may be its own."""
+
+_MOST_REFUSED: Final = 64
+"""Channels that are refused and stay open."""
+
+
+class _RefusedError(Exception):
+    """A multifd channel, but none of this migration as far as can be known."""
 
 
 @final
@@ -88,6 +81,8 @@ class Connections:
     """Those that have said that they are a multifd channel."""
     _others: AsyncValue[int] = attrs.field(init=False)
     """Connections that are not main, or not yet, and whose task runs."""
+    _refused: int = attrs.field(default=0, init=False)
+    """How many channels were refused."""
     _admitted: int = attrs.field(default=0, init=False)
     """How many connections have come."""
     _accepting: list[trio.CancelScope] = attrs.field(
@@ -97,9 +92,6 @@ class Connections:
     _parting: Parting = attrs.field(factory=Parting, init=False)
     _uuid: bytes | None = attrs.field(default=None, init=False)
     _main: MainChannel | None = attrs.field(default=None, init=False)
-    _logged: str = attrs.field(default="", init=False)
-    """Why a connection was dropped last."""
-    _logged_at: float = attrs.field(default=-math.inf, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._others = AsyncValue(0)
@@ -244,7 +236,7 @@ class Connections:
                 continue
             if self.session.router.handshakes >= MAX_HANDSHAKES:
                 why = f"{MAX_HANDSHAKES} have not said what they are"
-                self._log_dropped(_from(stream), why)
+                self.session.dropped.add(origin_of(stream), why)
                 await trio.aclose_forcefully(stream)
                 continue
             stream = self._secured(stream)
@@ -292,19 +284,23 @@ class Connections:
         Returns: the channel, if it is one.
         """
         # Once it has broken, nobody can tell.
-        origin = _from(stream)
+        origin = origin_of(stream)
         try:
             with trio.fail_after(self.session.options.deadlines.handshake or math.inf):
-                first = await self._first_bytes(stream)
+                first = await first_bytes(stream)
             return self._recognize(stream, first)
-        except (_NotAPeerError, PeerProtocolError) as error:
-            self._log_dropped(origin, str(error))
+        except NotAPeerError as error:
+            self.session.dropped.add(origin, str(error))
+        except _RefusedError as error:
+            self.session.dropped.add(origin, str(error))
+            if self._keep_refused(stream, str(error)):
+                return None
         except (
             trio.BrokenResourceError,
             trio.ClosedResourceError,
             trio.TooSlowError,
         ) as error:
-            self._log_dropped(origin, describe(error))
+            self.session.dropped.add(origin, describe(error))
         finally:
             self.session.router.handshakes -= 1
         if stream in self._accepted:
@@ -315,63 +311,66 @@ class Connections:
             await trio.aclose_forcefully(stream)
         return None
 
-    async def _first_bytes(self, stream: trio.abc.Stream) -> bytes:
-        if is_secure(stream):
-            try:
-                check_ready_made(stream)
-                await shake_hands(stream, "the source")
-            except NoTlsError as error:
-                raise _NotAPeerError(f"no TLS: {error}") from error
-            except ValueError as error:
-                raise _NotAPeerError(str(error)) from error
-        first = await receive_exactly(stream, 4)
-        wanted = _FIRST_BYTES.get(first, 4)
-        if wanted > 4:
-            first += await receive_exactly(stream, wanted - 4)
-        if len(first) < wanted:
-            raise _NotAPeerError(f"it ended after {len(first)} bytes")
-        if first[:2] == _TLS_HANDSHAKE:
-            raise _NotAPeerError("it begins with TLS, which is not expected")
-        if wanted == 4:
-            raise _NotAPeerError(f"it begins with {first!r}, so it is no migration")
-        return first
-
-    def _log_dropped(self, origin: str, why: str) -> None:
-        text = f"dropped a connection{origin}: {why}"
-        now = trio.current_time()
-        # A source opens all of its own at once, and one line says it for all.
-        if text == self._logged and now < self._logged_at + _SAME_SOURCE:
-            log.info("%s", text)
-            return
-        log.warning("%s", text)
-        self._logged, self._logged_at = text, now
-
     def _recognize(self, stream: trio.abc.Stream, first: bytes) -> Channel | None:
         session = self.session
         if session.stop.completed:
-            raise _NotAPeerError("the migration is complete")
+            raise NotAPeerError("the migration is complete")
         if len(first) == INITIAL_SIZE:
-            channel = self._new_channel(InitialPacket.decode_untrusted(first))
+            channel = self._new_channel(first)
             self._multifd.append(stream)
             session.activity.connection_came(is_main=False)
             return channel
         if self._main is not None:
-            raise _NotAPeerError("a second main channel")
+            raise NotAPeerError("a second main channel")
         decoder = MainDecoder(session.options.page_size)
         self._main = MainChannel(session, stream, decoder)
         session.activity.connection_came(is_main=True)
         session.spawn(self._main.receive, first)
         return None
 
-    def _new_channel(self, packet: InitialPacket) -> Channel:
+    def _new_channel(self, first: bytes) -> Channel:
+        """Open the channel that *first* is the initial packet of.
+
+        Raises:
+          PeerProtocolError: if it says to be of this migration, and cannot be.
+        """
+        uuid = InitialPacket.uuid_of(first)
+        if self._uuid not in (None, uuid):
+            raise _RefusedError(f"a channel of another machine, {UUID(bytes=uuid)}")
         channels = self.session.router.channels
-        if self._uuid not in (None, packet.uuid):
-            raise _NotAPeerError(f"channel {packet.channel_id} of another machine")
-        if packet.channel_id in channels:
-            raise _NotAPeerError(f"channel {packet.channel_id} is there already")
-        self._uuid = packet.uuid
+        try:
+            packet = InitialPacket.decode_untrusted(first)
+            if packet.channel_id in channels:
+                raise PeerProtocolError(f"channel {packet.channel_id} came twice")
+        except PeerProtocolError as error:
+            if self._uuid is None or self._parting.has_begun:
+                # It may be anybody's, or the migration has failed already.
+                raise _RefusedError(str(error)) from error
+            raise
+        self._uuid = uuid
         self.session.trace("multifd_recv_new_channel", packet.channel_id)
         return self.session.router.open_channel(packet.channel_id)
+
+    def _keep_refused(self, stream: trio.abc.Stream, why: str) -> bool:
+        """Have *stream* read while the session lasts: its source may not bear a close.
+
+        Returns: False if there are too many already.
+        """
+        if self._refused == _MOST_REFUSED:
+            return False
+        if self._refused == 0:
+            self.session.spawn(self._watch_refused, why)
+        self._refused += 1
+        self.session.spawn(discard, stream)
+        return True
+
+    async def _watch_refused(self, why: str) -> None:
+        """Fail soon if what was refused seems to be what is missing."""
+        activity = self.session.activity
+        await activity.switchover_began.wait()
+        if await activity.silent_for(_REFUSED_PATIENCE, activity.loaded):
+            waiting_for = self.session.router.waiting_for()
+            raise PeerProtocolError(f"{waiting_for}; what was refused is {why}")
 
     async def _receive_channel(self, stream: trio.abc.Stream, channel: Channel) -> None:
         session = self.session
@@ -385,13 +384,3 @@ class Connections:
             raise
         finally:
             session.trace("multifd_recv_thread_end", channel.id, channel.packets)
-
-
-def _from(stream: trio.abc.Stream) -> str:
-    """Say where *stream* comes from, if that can be known."""
-    plain = plain_stream(stream)
-    if isinstance(plain, trio.SocketStream):
-        with suppress(OSError):
-            name = plain.socket.getpeername()
-            return f" from {name[0]}" if isinstance(name, tuple) else ""
-    return ""

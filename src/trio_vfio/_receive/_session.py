@@ -21,6 +21,7 @@ from .._migration._progress import DeviceProgress
 from .._result import ChannelResult, SessionState
 from .._types import BeforeShut
 from .._wire._main_stream import PAGE_BITS
+from ._dropped import Dropped
 from ._loader import IncomingDevice
 from ._memory import Memory
 from ._reorder import ReorderQueue
@@ -80,6 +81,7 @@ class Session(Migration):
     _configuration: trio.Event = attrs.field(factory=trio.Event, init=False)
     _page_size: int = attrs.field(default=0, init=False)
     _home: Home = attrs.field(factory=Home, init=False)
+    dropped: Dropped = attrs.field(factory=Dropped, init=False)
     _memory: Memory = attrs.field(init=False)
     was_told: bool = attrs.field(default=False, init=False)
     """Whether the source hears of success, or was told already."""
@@ -98,6 +100,10 @@ class Session(Migration):
     def channel_results(self) -> Iterable[ChannelResult]:
         """Return what came over each channel, by id."""
         return (each.result() for _, each in sorted(self.router.channels.items()))
+
+    def dropped_connections(self) -> tuple[str, ...]:
+        """Return which connections were not taken, and why."""
+        return self.dropped.lines
 
     def watch(self) -> None:
         """Start the tasks that watch the deadlines."""

@@ -102,6 +102,12 @@ class InitialPacket:
     uuid: bytes = attrs.field(default=bytes(16))
     channel_id: int = 0
 
+    @staticmethod
+    def uuid_of(raw: bytes) -> bytes:
+        """Return whose packet this says to be, whatever its version."""
+        uuid: bytes = _INITIAL.unpack(raw)[2]
+        return uuid
+
     def encode(self) -> bytes:
         """Return the packet as it travels."""
         return _INITIAL.pack(MULTIFD_MAGIC, MULTIFD_VERSION, self.uuid, self.channel_id)

@@ -153,7 +153,8 @@ class ScriptedSource:
         # To close main here hangs up, too.
         with suppress(trio.ClosedResourceError):
             frames += await self.heard()
-        await self.close()
+        for stream in (self.main, *self.channels):
+            await trio.aclose_forcefully(stream)
         return frames
 
     async def heard(self) -> list[tuple[ReturnPathType, int | None]]:
