@@ -239,3 +239,10 @@ def test_a_cancel_has_a_time_or_the_number_of_an_event() -> None:
 
 def test_every_invariant_says_what_it_is() -> None:
     assert all(len(text) > 20 for text in INVARIANTS.values())
+
+
+def test_garbage_may_be_taken_for_data() -> None:
+    """Before the switchover, too: it made this plan violate an invariant."""
+    run = simulate(FaultPlan.from_seed(925184))
+    assert run.violations == ()
+    assert run.destination == "failed"

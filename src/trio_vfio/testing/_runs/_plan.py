@@ -9,7 +9,7 @@ import attrs
 
 from ... import Deadlines
 from ..._wire._limits import MIB
-from .._faults import ConnectionName
+from .._faults import ConnectionName, LinkFault
 from ._draw import Draw
 from ._parts import DevicePlan, Fault
 from ._python import python
@@ -113,6 +113,16 @@ class FaultPlan:
         """Return the same plan without one of its faults."""
         rest = tuple(each for each in self.faults if each is not fault)
         return attrs.evolve(self, faults=rest)
+
+    def garbage_on(self, connection: ConnectionName) -> int:
+        """Return how many bytes of garbage come to the destination on a connection."""
+        return sum(
+            len(fault.data)
+            for fault in self.faults
+            if isinstance(fault, LinkFault)
+            and (fault.connection, fault.does, fault.back)
+            == (connection, "garbage", False)
+        )
 
     def idstr(self, device: int) -> str:
         """Return what the device at that place in the plan is called."""

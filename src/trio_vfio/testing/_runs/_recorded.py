@@ -142,6 +142,8 @@ class RecordedSink(Recorded[DestinationWatch]):
 
     device: StateSink
     source: RecordedSource
+    garbage: int = 0
+    """Bytes of it that come on main, where they may be taken for data."""
     offered: bytearray = attrs.field(factory=bytearray, init=False)
     """All data that it was offered, in order."""
     config: bytes | None = attrs.field(default=None, init=False)
@@ -212,4 +214,5 @@ class RecordedSink(Recorded[DestinationWatch]):
     @property
     def _precopy_bytes(self) -> int:
         before = self.source.given_before_stop
-        return len(self.source.given) if before is None else before
+        given = len(self.source.given) if before is None else before
+        return given + self.garbage

@@ -302,7 +302,13 @@ class _Simulation:
         plan = self.plan.devices[number]
         make = self.make_sink or partial(self._simulated_sink, number)
         idstr = self.plan.idstr(number)
-        return RecordedSink(who=idstr, watch=watch, device=make(plan), source=source)
+        return RecordedSink(
+            who=idstr,
+            watch=watch,
+            device=make(plan),
+            source=source,
+            garbage=self.plan.garbage_on("main"),
+        )
 
     def _simulated_source(self, number: int, plan: DevicePlan) -> SimulatedSource:
         return SimulatedSource(
