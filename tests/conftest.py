@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -25,6 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # until tests run: collection makes little garbage
     # Tests start more than a hundred processes. Without bytecode on disk, each of them
     # compiles the package again, which is a quarter of its start-up.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -43,6 +45,15 @@ def pytest_configure(config: pytest.Config) -> None:
             max_examples=form(short=40, long=100),
         )
         settings.load_profile("trio_vfio")
+
+
+def pytest_collection_finish() -> None:
+    # Modules and thousands of test items live until the end. If the garbage collector
+    # looks at them each time, it takes most of the time of simulated campaigns, which
+    # collect all garbage often.
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_report_header() -> str:
