@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+from collections.abc import Generator
+from typing import Any
 
 import pytest
 
 from tests.forms import form, use_long_form
+from tests.warm import warm_processes
 
 # Set in the VM that `nox -s vm` makes, where only tests/vm runs.
 _IN_VM = "TRIO_VFIO_VM" in os.environ
@@ -54,6 +58,21 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(scope="session")
+def warm_popen() -> Generator[type[subprocess.Popen[Any]]]:
+    """Return a `subprocess.Popen` whose commands and examples need not import."""
+    with warm_processes() as popen:
+        yield popen
+
+
+@pytest.fixture
+def warm(
+    warm_popen: type[subprocess.Popen[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fork commands and examples from a process that has imported them already."""
+    monkeypatch.setattr(subprocess, "Popen", warm_popen)
 
 
 def pytest_report_header() -> str:
