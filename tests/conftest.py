@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import subprocess
+from collections.abc import Generator
+from typing import Any
 
 import pytest
 
 from tests.forms import form, use_long_form
+from tests.warm import warm_processes
 
 # Set in the VM that `nox -s vm` makes, where only tests/vm runs.
 _IN_VM = "TRIO_VFIO_VM" in os.environ
@@ -25,6 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # until tests run: collection makes little garbage
     # Tests start more than a hundred processes. Without bytecode on disk, each of them
     # compiles the package again, which is a quarter of its start-up.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -43,6 +49,30 @@ def pytest_configure(config: pytest.Config) -> None:
             max_examples=form(short=40, long=100),
         )
         settings.load_profile("trio_vfio")
+
+
+def pytest_collection_finish() -> None:
+    # Modules and thousands of test items live until the end. If the garbage collector
+    # looks at them each time, it takes most of the time of simulated campaigns, which
+    # collect all garbage often.
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(scope="session")
+def warm_popen() -> Generator[type[subprocess.Popen[Any]]]:
+    """Return a `subprocess.Popen` whose commands and examples need not import."""
+    with warm_processes() as popen:
+        yield popen
+
+
+@pytest.fixture
+def warm(
+    warm_popen: type[subprocess.Popen[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fork commands and examples from a process that has imported them already."""
+    monkeypatch.setattr(subprocess, "Popen", warm_popen)
 
 
 def pytest_report_header() -> str:

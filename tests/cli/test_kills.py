@@ -49,6 +49,8 @@ from trio_vfio._wire._vfio_section import VFIO_VERSION, encode_config
 from .processes import HOUR, Running, names, running
 from .proxy import Connection, Point, Proxy
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 IDSTR: Final = "0000:00:04.0/vfio"
 MIB: Final = 1 << 20
 

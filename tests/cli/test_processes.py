@@ -26,6 +26,8 @@ from ..capture.build import IDSTR, SWITCHOVER, channel, config_packet, main_stre
 from ..captures_data import PADDED, CaptureFiles, capture
 from .processes import names, running
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 OPEN_RETURN_PATH = encode_command(CommandType.OPEN_RETURN_PATH)
 PING = encode_command(CommandType.PING, bytes(4))
 

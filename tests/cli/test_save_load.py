@@ -43,6 +43,8 @@ from trio_vfio.testing import SimulatedSink, SimulatedSource
 from ..device.snapshots import load, result_of
 from .processes import Running, names, running
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 Captured = pytest.CaptureFixture[str]
 
 IDSTR: Final = "0000:00:04.0/vfio"

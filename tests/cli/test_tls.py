@@ -25,6 +25,8 @@ from trio_vfio._cli._main import run_command
 
 from .processes import HOUR, Running, names, running
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 Captured = pytest.CaptureFixture[str]
 
 IDSTR: Final = "0000:00:04.0/vfio"

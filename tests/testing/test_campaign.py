@@ -74,7 +74,8 @@ def test_it_does_not_matter_where_seeds_are_run() -> None:
 
 def test_a_digest_depends_on_each_seed() -> None:
     draws = Draws(devices=1, channels=1, size=100)
-    digests = {run_campaign(range(count), draws).digest for count in (50, 51)}
+    counts = (CHUNK, CHUNK + 1)
+    digests = {run_campaign(range(count), draws).digest for count in counts}
     assert len(digests) == 2
 
 
@@ -94,12 +95,12 @@ def test_a_violation_has_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_interrupt_ends_it_and_what_is_done_is_reported() -> None:
     def interrupt(done: int) -> None:
-        if done == 100:
+        if done == 2 * CHUNK:
             raise KeyboardInterrupt
 
     draws = Draws(devices=1, channels=1, size=100)
     report = run_campaign(range(1000), draws, progress=interrupt)
-    assert (report.seeds, report.interrupted) == (100, True)
+    assert (report.seeds, report.interrupted) == (2 * CHUNK, True)
 
 
 async def _yield_for_ever() -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.warm import warm_processes
+
 from . import mtty
 from .mtty import Mtty
 from .saved import Saved
-from .warm import warm_processes
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -28,7 +29,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def warm() -> Generator[None]:
     """Processes of the command and the example need not import."""
-    with warm_processes():
+    with warm_processes() as popen, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("subprocess.Popen", popen)
         yield
 
 

@@ -202,9 +202,9 @@ def _run_seeds(seeds: Sequence[int], draws: Draws) -> _Chunk:
         before = _sessions()
         for seed in seeds:
             chunk.add(seed, simulate_in_time(draws.plan(seed)))
-        alive = _left_over(before)
-        # What was ended by force could not tidy up.
-        if alive > 0 and f"{HUNG}, {HUNG}" not in chunk.outcomes:
+        # A run that was ended by force could not tidy up.
+        has_hung = f"{HUNG}, {HUNG}" in chunk.outcomes
+        if not has_hung and (alive := _left_over(before)) > 0:
             text = f"{alive} sessions are alive after seeds {seeds[0]} to {seeds[-1]}"
             kept = Violation("leftovers", text, 0.0)
             chunk.violations.append(SeedViolation(seeds[0], kept))

@@ -1,9 +1,9 @@
 """Python processes that need not import any more.
 
-What the command and the example import takes seconds each time where processors are
-emulated. Here a process imports it once and waits. What is to be started is forked from
-it: as a child of ours, with the arguments, environment, directory and descriptors that
-it would have had, and as the main module of its process.
+To import what the command and the examples need takes most of the time of a short test,
+and seconds where processors are emulated. Here a process imports it once and waits. A
+command of a test is forked from it: as a child of ours, with the arguments, environment,
+directory and descriptors that it would have had, and as the main module of its process.
 """
 
 from __future__ import annotations
@@ -12,24 +12,26 @@ import ctypes
 import fcntl
 import gc
 import importlib
+import io
 import json
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _MODULE: Final = "trio_vfio"
-_SCRIPTS: Final = Path(__file__).parents[2] / "examples"
+_SCRIPTS: Final = Path(__file__).parents[1] / "examples"
 _SUBCOMMANDS: Final = ("_main", "_devices", "_load", "_receive", "_save", "_send")
-_OPTIONS: Final = {"-u", "-W", "error"}
-"""Of Python, that the process that waits has, too."""
+_PYTHON: Final = sys.executable
+"""As it was before any test replaced it."""
 _IMPORTED: Final = (
     *(f"{_MODULE}._cli.{name}" for name in _SUBCOMMANDS),
     *("argparse", "asyncio", "qemu.qmp", "tempfile"),
@@ -41,24 +43,39 @@ _ABOVE: Final = 512
 
 
 @contextmanager
-def warm_processes() -> Generator[None]:
-    """Start Python processes that are known here in this way, while the block runs."""
+def warm_processes() -> Generator[type[subprocess.Popen[Any]]]:
+    """Return what to replace `subprocess.Popen` with, while the block runs.
+
+    It starts the command and the examples in this way, if Python is given ``-W error``
+    and has its usual environment, and everything else as ever.
+    """
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     # Orphans become our children, and what is forked for us is one.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    command = (sys.executable, "-u", "-W", "error", "-m", __name__, str(there.fileno()))
-    usual = subprocess.Popen
-    with here, usual(command, pass_fds=[there.fileno()]) as server:
+    words = ("-W", "error", "-m", __name__, str(there.fileno()))
+    server = subprocess.Popen(
+        (_PYTHON, *words),
+        cwd=_SCRIPTS.parent,
+        pass_fds=[there.fileno()],
+        # As to a pipe, Python writes to it in blocks.
+        stdout=subprocess.DEVNULL,
+    )
+    python = _of_python(os.environ)
+    with here, server:
         there.close()
         lock = threading.Lock()
 
         class Popen(subprocess.Popen[Any]):
             def _execute_child(self, args: Any, *options: Any) -> None:
                 program = _program(args)
-                if program is None:
+                executable, preexec, _, pass_fds, directory, env, *_ = options
+                if env is None:
+                    env = os.environ
+                is_usual = executable is preexec is None and _of_python(env) == python
+                if program is None or not is_usual:
                     super()._execute_child(args, *options)  # type: ignore[misc]
                     return
-                _, _, _, pass_fds, directory, env, _, _, _, *pipes = options[:15]
+                pipes = options[9:15]
                 stdin, _, _, stdout, _, stderr = pipes
                 fds = {
                     number: number if pipe == -1 else pipe
@@ -68,7 +85,7 @@ def warm_processes() -> Generator[None]:
                     "program": program,
                     "fds": list(fds),
                     "directory": str(directory or os.getcwd()),
-                    "env": dict(os.environ if env is None else env),
+                    "env": dict(env),
                 }
                 with lock:
                     socket.send_fds(
@@ -78,27 +95,33 @@ def warm_processes() -> Generator[None]:
                 self._child_created = True
                 self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
 
-        subprocess.Popen = Popen  # type: ignore[misc]
         try:
-            yield
+            yield Popen
         finally:
-            subprocess.Popen = usual  # type: ignore[misc]
             here.close()
             server.wait()
 
 
-def _program(args: object) -> list[str] | None:
-    """Return ``-m``, module and arguments, or script and arguments; or None.
+def _of_python(env: Mapping[str, str]) -> dict[str, str]:
+    """Return what Python reads when it starts, before any of our code runs."""
+    return {name: env[name] for name in env if name.startswith("PYTHON")}
 
-    None is for a command that is not one of those that are known here.
+
+def _program(args: object) -> list[str] | None:
+    """Return ``-u`` or nothing, then ``-m`` and module, or script, then arguments.
+
+    Returns: None for a command that is not one of those that are known here.
     """
-    if not isinstance(args, Sequence) or args[0] != sys.executable:
+    if not isinstance(args, Sequence) or args[0] != _PYTHON:
         return None
     words = [str(each) for each in args[1:]]
-    while words and words[0] in _OPTIONS:
-        del words[0]
+    unbuffered = words[:1] if words[:1] == ["-u"] else []
+    del words[: len(unbuffered)]
+    if words[:2] != ["-W", "error"]:
+        return None
+    del words[:2]
     if words[:2] == ["-m", _MODULE] or Path(*words[:1]).parent == _SCRIPTS:
-        return words
+        return unbuffered + words
     return None
 
 
@@ -135,7 +158,13 @@ def _run(request: dict[str, Any], received: list[int]) -> NoReturn:
     os.chdir(request["directory"])
     os.environ.clear()
     os.environ.update(request["env"])
+    # Nobody who only waits is to be interrupted, but this one is to be.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     program = request["program"]
+    if program[0] == "-u":
+        del program[0]
+        assert isinstance(sys.stdout, io.TextIOWrapper)
+        sys.stdout.reconfigure(line_buffering=True)
     if program[0] == "-m":
         sys.argv = program[1:]
         runpy.run_module(program[1], run_name="__main__", alter_sys=True)
@@ -154,5 +183,6 @@ def _import() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _import()
     _serve(socket.socket(fileno=int(sys.argv[1])))
