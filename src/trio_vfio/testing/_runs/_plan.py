@@ -114,14 +114,13 @@ class FaultPlan:
         rest = tuple(each for each in self.faults if each is not fault)
         return attrs.evolve(self, faults=rest)
 
-    def garbage_on(self, connection: ConnectionName) -> int:
-        """Return how many bytes of garbage come to the destination on a connection."""
-        return sum(
-            len(fault.data)
+    def has_garbage_on(self, connection: ConnectionName) -> bool:
+        """Whether garbage comes to the destination on a connection."""
+        garbage = (connection, "garbage", False)
+        return any(
+            (fault.connection, fault.does, fault.back) == garbage
             for fault in self.faults
             if isinstance(fault, LinkFault)
-            and (fault.connection, fault.does, fault.back)
-            == (connection, "garbage", False)
         )
 
     def idstr(self, device: int) -> str:

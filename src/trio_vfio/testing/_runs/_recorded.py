@@ -142,8 +142,8 @@ class RecordedSink(Recorded[DestinationWatch]):
 
     device: StateSink
     source: RecordedSource
-    garbage: int = 0
-    """Bytes of it that come on main, where they may be taken for data."""
+    garbage: bool = False
+    """Whether some comes on main, so that all of it may be taken for data."""
     offered: bytearray = attrs.field(factory=bytearray, init=False)
     """All data that it was offered, in order."""
     config: bytes | None = attrs.field(default=None, init=False)
@@ -215,4 +215,4 @@ class RecordedSink(Recorded[DestinationWatch]):
     def _precopy_bytes(self) -> int:
         before = self.source.given_before_stop
         given = len(self.source.given) if before is None else before
-        return given + self.garbage
+        return max(given, self.watch.main_received) if self.garbage else given

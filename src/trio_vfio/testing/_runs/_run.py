@@ -307,7 +307,7 @@ class _Simulation:
             watch=watch,
             device=make(plan),
             source=source,
-            garbage=self.plan.garbage_on("main"),
+            garbage=self.plan.has_garbage_on("main"),
         )
 
     def _simulated_source(self, number: int, plan: DevicePlan) -> SimulatedSource:

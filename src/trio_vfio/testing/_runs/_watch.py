@@ -136,6 +136,11 @@ class DestinationWatch(Watch):
             self._switched_over = any(e.what.startswith(_SWITCHOVER_START) for e in new)
         return self._switched_over
 
+    @property
+    def main_received(self) -> int:
+        """How many bytes have come on main."""
+        return self.link.connections["main"].received
+
     def _look(self) -> None:
         assert self.session is not None
         router = self.session.router
