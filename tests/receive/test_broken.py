@@ -54,17 +54,16 @@ async def migration(
     device: SimulatedSink, faults: list[str]
 ) -> AsyncIterator[tuple[ScriptedSource, Incoming]]:
     """Open both sides of a migration; collect what it fails with."""
-    source: ScriptedSource | None = None
-    try:
-        async with open_incoming("tcp:127.0.0.1:0", {A: device}) as incoming:
-            source = await ScriptedSource.connect(to(incoming))
-            yield source, incoming
-            await incoming.wait_complete()
-    except MigrationFailed as failed:
-        assert all(isinstance(each, ConnectionLost) for each in failed.exceptions)
-        faults += map(str, failed.exceptions)
-    if source is not None:
-        await source.close()
+    async with trio.open_nursery() as nursery:
+        try:
+            async with open_incoming("tcp:127.0.0.1:0", {A: device}) as incoming:
+                source = await ScriptedSource.connect(to(incoming))
+                nursery.start_soon(source.hang_up)
+                yield source, incoming
+                await incoming.wait_complete()
+        except MigrationFailed as failed:
+            assert all(isinstance(each, ConnectionLost) for each in failed.exceptions)
+            faults += map(str, failed.exceptions)
 
 
 async def test_main_breaks() -> None:
@@ -205,15 +204,17 @@ async def test_who_comes_after_the_end_is_turned_away(
 async def test_a_cancel_leaves_no_descriptor() -> None:
     """All connections are closed, not only the first."""
     before = sorted(os.listdir("/proc/self/fd"))
-    with trio.CancelScope() as scope:
-        async with open_incoming("tcp:127.0.0.1:0", {A: SimulatedSink()}) as incoming:
-            source = await ScriptedSource.connect(to(incoming), channels=4)
-            await source.begin(A, return_path=True)
-            await incoming.devices[A].state.wait_value(DeviceState.SETUP)
-            assert await source.main.receive_some()
-            scope.cancel()
-            await incoming.wait_complete()
-    await source.close()
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as scope:
+            there = "tcp:127.0.0.1:0"
+            async with open_incoming(there, {A: SimulatedSink()}) as incoming:
+                source = await ScriptedSource.connect(to(incoming), channels=4)
+                await source.begin(A, return_path=True)
+                await incoming.devices[A].state.wait_value(DeviceState.SETUP)
+                assert await source.main.receive_some()
+                nursery.start_soon(source.hang_up)
+                scope.cancel()
+                await incoming.wait_complete()
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
@@ -234,6 +235,8 @@ async def test_a_source_that_leaves_before_it_is_told(how: str) -> None:
                 await source.main.aclose()
             else:
                 source.main.socket.shutdown(socket.SHUT_RDWR)
+            for channel in source.channels:
+                await channel.aclose()
             await incoming.wait_complete()
     await source.close()
     (fault,) = failed.value.exceptions

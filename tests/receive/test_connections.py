@@ -475,27 +475,27 @@ async def test_tls_that_ends_without_a_close_alert_was_cut(
     """Between packets too: anybody on the way can do that."""
     server, client = contexts
     opened: list[trio.SSLStream[trio.SocketStream]] = []
-    with pytest.raises(MigrationFailed) as failed:
-        async with open_incoming(
-            "tcp:127.0.0.1:0", {A: SimulatedSink()}, ssl_context=server
-        ) as incoming:
-            address = parse_address(incoming.addresses[0])
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(MigrationFailed) as failed:
+            async with open_incoming(
+                "tcp:127.0.0.1:0", {A: SimulatedSink()}, ssl_context=server
+            ) as incoming:
+                address = parse_address(incoming.addresses[0])
 
-            async def connect() -> trio.abc.Stream:
-                plain = await connect_to(address)
-                stream = trio.SSLStream(plain, client, server_hostname="localhost")
-                opened.append(stream)
-                return stream
+                async def connect() -> trio.abc.Stream:
+                    plain = await connect_to(address)
+                    stream = trio.SSLStream(plain, client, server_hostname="localhost")
+                    opened.append(stream)
+                    return stream
 
-            source = await ScriptedSource.connect(connect)
-            await source.begin(A)
-            await source.switch_over()
-            await source.packets(1, *state_packets(A, [b"x"]))
-            await incoming.devices[A].state.wait_value(DeviceState.COMPLETED)
-            await opened[2].transport_stream.aclose()
-            await incoming.wait_complete()
-    await trio.aclose_forcefully(opened[0])
-    await trio.aclose_forcefully(opened[1])
+                source = await ScriptedSource.connect(connect)
+                await source.begin(A)
+                await source.switch_over()
+                await source.packets(1, *state_packets(A, [b"x"]))
+                await incoming.devices[A].state.wait_value(DeviceState.COMPLETED)
+                nursery.start_soon(source.hang_up)
+                await opened[2].transport_stream.aclose()
+                await incoming.wait_complete()
     assert [str(each) for each in failed.value.exceptions] == [
         "channel 1: TLS ended without a close alert"
     ]
