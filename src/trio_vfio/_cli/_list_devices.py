@@ -11,6 +11,7 @@ import click
 
 from .. import KernelDeviceInfo, kernel_devices
 from ._options import json_option, traceback_option
+from ._output import is_result_lost
 from ._plain import cell, show_error
 from ._run import run
 from ._tables import add_rows, console, table
@@ -38,7 +39,8 @@ def devices(*, as_json: bool) -> int:
         click.echo(json.dumps({"devices": rows}))
     else:
         _print(found)
-    return 0
+    # What is printed is all that this command is for.
+    return int(is_result_lost())
 
 
 def _print(found: Sequence[KernelDeviceInfo]) -> None:

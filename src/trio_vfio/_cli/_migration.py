@@ -147,7 +147,7 @@ class MigrationCommand(Generic[_M]):
             self._session = session
             async with trio.open_nursery() as nursery:
                 if not self.quiet:
-                    nursery.start_soon(show_progress, session)
+                    nursery.start_soon(_show_progress, session)
                 await self.work(session)
                 if self.after is not None:
                     await self.after(session)
@@ -162,6 +162,17 @@ class MigrationCommand(Generic[_M]):
             print_json(result)
         else:
             print_result(result)
+
+
+async def _show_progress(migration: Migrating) -> None:
+    """Show how far *migration* has come until cancelled.
+
+    A fault of the display ends the display only.
+    """
+    try:
+        await show_progress(migration)
+    except Exception as error:  # noqa: BLE001 (the migration goes on)
+        show_error(f"no more progress is shown: {line(error)}")
 
 
 def _failed(result: MigrationResult, error: Exception) -> MigrationResult:
