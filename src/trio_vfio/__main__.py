@@ -28,7 +28,7 @@ def main() -> int:
     finally:
         # Python gives them their default action, which ends the process, while it
         # shuts down. It leaves alone what is ignored.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
 
 

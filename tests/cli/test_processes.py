@@ -186,7 +186,7 @@ async def test_nobody_listens(tmp_path: Path) -> None:
     assert (run.result["status"], run.result["errors"]) == ("failed", [error])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_send_cancelled(number: signal.Signals, tmp_path: Path) -> None:
     """The destination fails, and the source says that it was cancelled."""
     read_end, write_end = os.pipe()
@@ -224,7 +224,7 @@ async def test_port_is_taken() -> None:
     assert (run.result["status"], run.result["errors"]) == ("failed", [error])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_cancelled_while_idle(number: signal.Signals, tmp_path: Path) -> None:
     """It leaves no socket and says that it was cancelled."""
     path = tmp_path / "socket"

@@ -12,7 +12,7 @@ import click
 from .. import KernelDeviceInfo, kernel_devices
 from ._options import json_option, traceback_option
 from ._output import is_result_lost
-from ._plain import cell, show_error
+from ._plain import cell
 from ._run import run
 from ._tables import add_rows, console, table
 
@@ -32,7 +32,6 @@ def devices(*, as_json: bool) -> int:
         found.extend(await kernel_devices())
 
     if (stopped := run(ask)) is not None:
-        show_error(f"cancelled by {stopped.name}")
         return 128 + stopped
     if as_json:
         rows = [{**attrs.asdict(each), "usable": each.usable} for each in found]
