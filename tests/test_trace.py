@@ -173,6 +173,33 @@ async def test_events_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages == ["migrate_set_state new state active"]
 
 
+async def test_log_handler_that_raises_stops_nothing() -> None:
+    """Neither the migration nor the hook, nor the report of a hook that fails."""
+
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise OSError("the log is full")
+
+    heard: list[TraceEvent] = []
+
+    def hook(event: TraceEvent) -> None:
+        heard.append(event)
+        raise ValueError("so is this")
+
+    logger = logging.getLogger("trio_vfio.trace")
+    handler, level = Broken(), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        trace = Trace(hook)
+        for _ in range(2):
+            trace("loadvm_state_setup")
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    assert [str(event) for event in heard] == ["loadvm_state_setup "]
+
+
 async def test_a_hook_that_raises_is_called_no_more(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -5,21 +5,30 @@ from __future__ import annotations
 import signal
 import sys
 
+from ._cli._output import protect_output, report_lost_result
+
 _NEEDS = frozenset({"click", "rich"})
 
 
 def main() -> int:
-    """Run the command. Returns its exit status, which no signal changes any more."""
+    """Run the command. Returns its exit status.
+
+    No signal changes the status any more, and neither does Python when it exits,
+    whatever has become of stdout and stderr.
+    """
     try:
-        return _run()
+        results = protect_output()
+        status = _run()
+        report_lost_result(results)
+        return status
     except KeyboardInterrupt:
         # Wherever there is nothing to cancel yet. While the package itself is loaded,
         # before this module, SIGINT is Python's own.
         return 130
     finally:
-        # Python gives both their default action, which ends the process, while it
+        # Python gives them their default action, which ends the process, while it
         # shuts down. It leaves alone what is ignored.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
 
 

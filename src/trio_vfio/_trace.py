@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from string import Formatter
 from types import MappingProxyType
 from typing import Final, final
@@ -194,12 +195,15 @@ class Trace:
             self._deliver(self._from_threads.popleft())
 
     def _deliver(self, event: TraceEvent) -> None:
-        log.debug("%s", event)
+        # A handler of the caller's may raise. As Trio does with its instruments: who
+        # looks on does not stop it.
+        with suppress(Exception):
+            log.debug("%s", event)
         if self._hook is None:
             return
         try:
             self._hook(event)
         except Exception:
-            # As Trio does with its instruments: who looks on does not stop it.
             self._hook = None
-            log.exception("the trace hook has failed, and is not called any more")
+            with suppress(Exception):
+                log.exception("the trace hook has failed, and is not called any more")

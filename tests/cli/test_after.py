@@ -8,7 +8,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -69,7 +70,32 @@ def test_it_is_interrupted(capsys: pytest.CaptureFixture[str]) -> None:
     result, errors = said(capsys)
     assert result["status"] == "completed"
     assert errors == [
-        "trio-vfio: error: cancelled by SIGINT, complete, but before the devices work"
+        "trio-vfio: error: cancelled by SIGINT",
+        "trio-vfio: error: the migration is complete, but not all devices were started",
+    ]
+
+
+def test_signal_when_all_is_done(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The block is left when the signal comes: it has cancelled nothing that counts."""
+
+    @asynccontextmanager
+    async def slow_to_close() -> AsyncGenerator[LocalMigration]:
+        sources, sinks = {KEY: NullSource(1000)}, {KEY: NullSink()}
+        async with open_local(sources, sinks, LocalOptions()) as local:
+            yield local
+        os.kill(os.getpid(), signal.SIGINT)
+        await trio.sleep_forever()
+
+    work = LocalMigration.wait_ended
+    opening = slow_to_close()
+    assert MigrationCommand(opening, work, as_json=True, quiet=True).run() == 0
+    result, lines = said(capsys)
+    assert result["status"] == "completed"
+    assert lines == [
+        "trio-vfio: error: cancelled by SIGINT",
+        "trio-vfio: complete nevertheless: SIGINT came too late",
     ]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 import pytest
+import trio
 
 from trio_vfio import DeviceError, MigrationFailed, MigrationResult, SessionState
 from trio_vfio.__main__ import main
@@ -318,10 +319,11 @@ def test_extract_cancelled(
 ) -> None:
     """The report is there all the same."""
 
-    def stopped(_: object) -> signal.Signals:
-        return signal.SIGTERM
+    async def stopped(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        await trio.sleep_forever()
 
-    monkeypatch.setattr(_inspect, "run", stopped)
+    monkeypatch.setattr(_inspect, "extract", stopped)
     assert run_command(["inspect", str(capture), "--json", "--extract", "x"]) == 143
     captured = capsys.readouterr()
     assert json.loads(captured.out)["status"] == "complete"
@@ -379,7 +381,7 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_signal_during_shutdown_does_not_change_the_status(name: str) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", LATE.format(name=name), "fly"],

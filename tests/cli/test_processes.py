@@ -188,7 +188,7 @@ async def test_nobody_listens(tmp_path: Path) -> None:
     assert (run.result["status"], run.result["errors"]) == ("failed", [error])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_send_cancelled(number: signal.Signals, tmp_path: Path) -> None:
     """The destination fails, and the source says that it was cancelled."""
     read_end, write_end = os.pipe()
@@ -226,7 +226,25 @@ async def test_port_is_taken() -> None:
     assert (run.result["status"], run.result["errors"]) == ("failed", [error])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_started_again_after_it_was_killed(tmp_path: Path) -> None:
+    """At the same address. While it listens, nobody else can."""
+    path = tmp_path / "socket"
+    arguments = [f"unix:{path}", "--device=a=null:", "--json"]
+    async with running("receive", *arguments) as killed:
+        await killed.address()
+        killed.process.kill()
+    async with running("receive", *arguments) as run:
+        assert await run.address() == f"unix:{path}"
+        async with running("receive", *arguments) as refused:
+            pass
+        run.process.send_signal(signal.SIGTERM)
+    error = "EADDRINUSE: Address already in use, a process listens there"
+    assert refused.lines == [f"trio-vfio: error: {error}: unix:{path}"]
+    assert run.errors == ["cancelled by SIGTERM"]
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_cancelled_while_idle(number: signal.Signals, tmp_path: Path) -> None:
     """It leaves no socket and says that it was cancelled."""
     path = tmp_path / "socket"

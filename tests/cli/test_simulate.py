@@ -110,7 +110,9 @@ def test_mistakes_in_what_is_asked_for(
     assert said.count("\n") == 1
 
 
-def test_ctrl_c_ends_it_with_what_was_done() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_ends_it_with_what_was_done(number: signal.Signals) -> None:
+    """No worker is left, as whoever has the pipe to it would know."""
     words = ("--seeds", "0:1000000", *SMALL, "--jobs", "2")
     with subprocess.Popen(
         [*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -118,11 +120,11 @@ def test_ctrl_c_ends_it_with_what_was_done() -> None:
         assert process.stderr is not None
         try:
             assert process.stderr.readline() == "50 of 1000000 seeds\n"
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             out, err = process.communicate()
         finally:
             process.kill()
-    assert process.returncode == 128 + signal.SIGINT
+    assert process.returncode == 128 + number
     assert "violations: 0" in out
     assert "interrupted after" in err
     assert "Traceback" not in err

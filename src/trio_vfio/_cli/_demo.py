@@ -54,7 +54,6 @@ def demo() -> int:
         show = _Demo(devices)
         click.echo(_INTRODUCTION)
         if (stopped := run(show.run)) is not None:
-            show_error(f"cancelled by {stopped.name}")
             return 128 + stopped
         return _verdict(show)
 

@@ -55,7 +55,9 @@ def inspect(
         raise click.UsageError(str(exc)) from exc
     stopped = None
     if into is not None:
-        stopped = run(lambda: extract(capture, into, page_size=page_size))
+        stopped = run(
+            lambda: extract(capture, into, page_size=page_size), what="extraction"
+        )
     if as_json:
         print_json(report, reason=report.reason)
     else:
@@ -63,7 +65,6 @@ def inspect(
     for error in report.errors:
         show_error(error)
     if stopped is not None:
-        show_error(f"extraction cancelled by {stopped.name}")
         return 128 + stopped
     return 0 if report.status is CaptureStatus.COMPLETE else 1
 

@@ -11,7 +11,8 @@ import click
 
 from .. import KernelDeviceInfo, kernel_devices
 from ._options import json_option, traceback_option
-from ._plain import cell, show_error
+from ._output import is_result_lost
+from ._plain import cell
 from ._run import run
 from ._tables import add_rows, console, table
 
@@ -31,14 +32,14 @@ def devices(*, as_json: bool) -> int:
         found.extend(await kernel_devices())
 
     if (stopped := run(ask)) is not None:
-        show_error(f"cancelled by {stopped.name}")
         return 128 + stopped
     if as_json:
         rows = [{**attrs.asdict(each), "usable": each.usable} for each in found]
         click.echo(json.dumps({"devices": rows}))
     else:
         _print(found)
-    return 0
+    # What is printed is all that this command is for.
+    return int(is_result_lost())
 
 
 def _print(found: Sequence[KernelDeviceInfo]) -> None:

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import signal
 import traceback
 from collections.abc import Sequence
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -48,6 +49,19 @@ class _Commands(click.Group):
         module = importlib.import_module(f".{name}", __package__)
         command: click.Command = getattr(module, cmd_name)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. A group holds its EPIPE, which click takes for stdout's.
+
+        Click would then end the process without a word. Stdout raises nothing here
+        (`_output`), so a broken pipe is that of a device or a connection.
+        """
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            if error.errno != errno.EPIPE:
+                raise
+            raise ExceptionGroup("a broken pipe", [error]) from error
 
 
 def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's

@@ -15,7 +15,7 @@ from ._faults import leaves, line
 from ._options import Seconds, Size
 from ._plain import show_error
 from ._progress import Migrating, show_progress
-from ._run import run
+from ._run import run, show_too_late
 from ._tables import print_json, print_result
 
 _C = TypeVar("_C", bound=Callable[..., Any])
@@ -127,15 +127,17 @@ class MigrationCommand(Generic[_M]):
             self._show(_failed(self._result(), error))
             raise
         result = self._result()
-        completed = result.status is SessionState.COMPLETED
-        if stopped is None or (completed and (self._all_done or self.after is None)):
+        if stopped is None:
             self._show(result)
             return 0
-        if not completed:
-            result = attrs.evolve(result, status=SessionState.CANCELLED)
+        if result.status is not SessionState.COMPLETED:
+            self._show(attrs.evolve(result, status=SessionState.CANCELLED))
+            return 128 + stopped
         self._show(result)
-        what = ", complete, but before the devices work" if completed else ""
-        show_error(f"cancelled by {stopped.name}{what}")
+        if self._all_done or self.after is None:
+            show_too_late(stopped)
+            return 0
+        show_error("the migration is complete, but not all devices were started")
         return 128 + stopped
 
     async def _migrate(self) -> None:
@@ -147,7 +149,7 @@ class MigrationCommand(Generic[_M]):
             self._session = session
             async with trio.open_nursery() as nursery:
                 if not self.quiet:
-                    nursery.start_soon(show_progress, session)
+                    nursery.start_soon(_show_progress, session)
                 await self.work(session)
                 if self.after is not None:
                     await self.after(session)
@@ -162,6 +164,17 @@ class MigrationCommand(Generic[_M]):
             print_json(result)
         else:
             print_result(result)
+
+
+async def _show_progress(migration: Migrating) -> None:
+    """Show how far *migration* has come until cancelled.
+
+    A fault of the display ends the display only.
+    """
+    try:
+        await show_progress(migration)
+    except Exception as error:  # noqa: BLE001 (the migration goes on)
+        show_error(f"no more progress is shown: {line(error)}")
 
 
 def _failed(result: MigrationResult, error: Exception) -> MigrationResult:

@@ -31,3 +31,8 @@ def cell(value: object) -> rich.text.Text:
 def show_error(text: str) -> None:
     """Say on stderr what went wrong, in one line."""
     click.echo(f"trio-vfio: error: {plain(text)}", err=True)
+
+
+def show_note(text: str) -> None:
+    """Say on stderr what is no error, in one line."""
+    click.echo(f"trio-vfio: {plain(text)}", err=True)

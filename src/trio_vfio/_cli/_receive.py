@@ -73,6 +73,9 @@ def receive(
 ) -> int:
     """Listen on ADDRESS (tcp:HOST:PORT or unix:PATH) and receive one migration.
 
+    A socket that a killed process has left at PATH is replaced. A file that is no
+    socket, or a socket on which a process listens, is an error.
+
     Exit status: 0 if every device accepted its state, 1 if not.
     """
     options: dict[str, Any] = {

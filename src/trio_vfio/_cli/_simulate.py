@@ -36,6 +36,7 @@ from ..testing import (
 from ..testing._runs._in_time import HUNG, simulate_in_time
 from ._options import Size, json_option, traceback_option
 from ._plain import cell, show_error
+from ._run import signals_as_interrupts
 from ._tables import add_rows, console, table
 
 # More of them say nothing new, and each is long.
@@ -130,7 +131,7 @@ def simulate(
         _write(report, _one(seed, run))
         _show_one(seed, run, draws, trace=trace, shrinks=shrinks, as_json=as_json)
         return bool(run.violations)
-    with _executor(jobs, dask) as executor:
+    with signals_as_interrupts() as received, _executor(jobs, dask) as executor:
         if orders is not None:
             return _orders(orders, executor, report, as_json=as_json)
         assert seeds is not None
@@ -145,7 +146,7 @@ def simulate(
     _show_bad(done, draws, shrinks=shrinks)
     if done.interrupted:
         show_error(f"interrupted after {done.seeds} seeds")
-        return 128 + signal.SIGINT
+        return 128 + (received[0] if received else signal.SIGINT)
     return bool(done.violations)
 
 
@@ -172,8 +173,9 @@ def _end_workers() -> None:
 
 
 def _ignore_interrupts() -> None:
-    # Ctrl-C is for the process that waits for this one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C is for the process that waits for this one, and so is a terminal's end.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

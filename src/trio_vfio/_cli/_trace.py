@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, TextIO, TypeVar, final
+from io import FileIO
+from typing import Any, TypeVar, final
 
 import attrs
 import click
 
 from .. import TraceEvent
 from .._errors import describe
+from ._output import LossyWriter
 from ._plain import plain, show_error
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -37,7 +39,8 @@ def tracing_to(name: str | None) -> Generator[Callable[[TraceEvent], None] | Non
     """Open the file *name*, to be written while the block runs.
 
     Each line is written at once, so that all are there however the block ends.
-    If one cannot be written, that is said once, and the migration goes on.
+    If one cannot be written, that is said once, and the migration goes on. Lines that
+    the reader of a pipe does not take in time are dropped.
 
     Returns: the hook that writes an event; None if there is no file.
 
@@ -51,10 +54,10 @@ def tracing_to(name: str | None) -> Generator[Callable[[TraceEvent], None] | Non
         yield lambda event: click.echo(line(event), err=True)
         return
     try:
-        file = open(name, "w", buffering=1, encoding="utf-8")  # noqa: SIM115
+        file = open(name, "wb", buffering=0)  # noqa: SIM115
     except OSError as error:
         raise click.UsageError(f"cannot write {name!r}: {describe(error)}") from error
-    writer = _Writer(name, file)
+    writer = _Writer(name, file, LossyWriter(file.fileno()))
     try:
         yield writer.write
     finally:
@@ -71,14 +74,15 @@ def line(event: TraceEvent) -> str:
 @attrs.define(eq=False)
 class _Writer:
     name: str
-    file: TextIO
+    file: FileIO
+    writer: LossyWriter
     _failed: bool = attrs.field(default=False, init=False)
 
     def write(self, event: TraceEvent) -> None:
         if self._failed:
             return
         try:
-            self.file.write(line(event) + "\n")
+            self.writer.write(f"{line(event)}\n".encode())
         except OSError as error:
             self._fail(error)
 
@@ -86,7 +90,7 @@ class _Writer:
         try:
             self.file.close()
         except OSError as error:
-            # What could not be written is tried once more.
+            # Some file systems, as NFS, say only now that a disk is full.
             self._fail(error)
 
     def _fail(self, error: OSError) -> None:

@@ -11,6 +11,8 @@ from typing import Final, cast
 import attrs
 import trio
 
+from ._unix_socket import bind
+
 LOCALHOST: Final = "localhost"
 """Where to connect if an address names no host."""
 
@@ -64,10 +66,12 @@ async def listening(
 ) -> AsyncGenerator[Sequence[trio.SocketListener], None]:
     """Listen on *address* while the ``async with`` block runs.
 
-    A unix socket is made with mode 0600, and its file removed in the end.
+    A unix socket is made with mode 0600, and its file removed in the end. It replaces a
+    socket that a killed process has left, and nothing else.
 
     Raises:
-      OSError: if that is not possible, with the address in its text.
+      OSError: if that is not possible, with the address in its text. EADDRINUSE if a
+        process listens there, or if there is a file that is no socket.
     """
     opened: Sequence[trio.SocketListener] = []
     with ExitStack() as stack:
@@ -131,7 +135,7 @@ def _listening_unix(address: UnixAddress) -> Generator[trio.SocketListener, None
         # On Linux the file gets the mode of the unbound socket, so there is no
         # moment at which others may connect.
         os.fchmod(sock.fileno(), 0o600)
-        sock.bind(address.path)
+        bind(sock, address.path)
         made = os.stat(path)
         try:
             sock.listen(_BACKLOG)
