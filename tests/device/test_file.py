@@ -275,3 +275,27 @@ async def test_a_write_after_the_end_does_not_go_to_another_file(
     await drive(device, CALLS)
     with pytest.raises(OSError, match="Bad file descriptor"):
         await device.write(views(b"abc"))
+
+
+async def test_second_sink_of_one_file_fails_and_takes_nothing(tmp_path: Path) -> None:
+    """Not the first one's data file, which it would then give its name."""
+    first, second = FileSink(tmp_path / "dev"), FileSink(tmp_path / "dev")
+    await drive(first, CALLS[:3])
+    with pytest.raises(OSError, match="another migration of this process is writing"):
+        await second.begin()
+    await first.finish()
+    assert content(tmp_path) == {"dev": b"abcdef", "dev.config": b"config"}
+    await drive(second, ["begin", "write", "finish"])
+    assert content(tmp_path) == {"dev": b"abcdef"}
+
+
+async def test_late_abort_leaves_files_that_another_sink_has_made(
+    tmp_path: Path,
+) -> None:
+    first, second = FileSink(tmp_path / "dev"), FileSink(tmp_path / "dev")
+    await drive(first, CALLS)
+    await drive(second, CALLS)
+    await first.abort()
+    assert content(tmp_path) == {"dev": b"abcdef", "dev.config": b"config"}
+    await second.abort()
+    assert content(tmp_path) == {}

@@ -24,7 +24,7 @@ from ._trace import trace_option, tracing_to
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
     required=True,
-    help="The snapshot. One that is there is replaced.",
+    help="The snapshot. One that is there is replaced when the new one is complete.",
 )
 @click.option(
     "--idstr",
@@ -80,6 +80,7 @@ async def _open(
 ) -> AsyncGenerator[LocalMigration]:
     written = snapshot.write_manifest
     async with (
+        snapshot.locked(),
         opened(sources),
         open_local(sources, snapshot, options, before_shut=written) as local,
     ):

@@ -1,4 +1,4 @@
-"""Files as devices write them: private, whole, and durable; and as they read them."""
+"""Files as devices write them: private, whole, durable, their own; and as they read."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from contextlib import ExitStack, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Final
+
+import attrs
+
+from ._locks import busy, lock
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
@@ -29,6 +33,73 @@ def create(path: Path) -> int:
     """
     path.unlink(missing_ok=True)
     return os.open(path, _CREATE, 0o600)
+
+
+def claim(path: Path) -> int:
+    """Open *path* as `create` does, and keep other runs from it until that is closed.
+
+    Raises:
+      OSError: if it cannot be made. EBUSY if another run has it.
+    """
+    with ExitStack() as stack:
+        # Left by a process that was killed, or another run is writing it.
+        if path.is_file() and not path.is_symlink():
+            with suppress(FileNotFoundError, PermissionError):
+                left = os.open(path, _READ | os.O_NOFOLLOW | os.O_CLOEXEC)
+                stack.callback(os.close, left)
+                lock(left, path)
+        fd = create(path)
+        try:
+            lock(fd, path)
+            if not FileId.of(os.fstat(fd)).is_at(path):
+                raise busy(fd, path)
+        except BaseException:
+            os.close(fd)
+            raise
+    return fd
+
+
+@attrs.frozen
+class FileId:
+    """What tells a file from one that gets its name or its inode after it."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> FileId:
+        """Return that of the file with this status, which is not written any more."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+    def is_at(self, path: Path) -> bool:
+        """Whether *path* is the name of this file."""
+        try:
+            return FileId.of(path.lstat()) == self
+        except FileNotFoundError:
+            return False
+
+
+def remove_own(path: Path, own: FileId) -> None:
+    """Remove *path* if it is still the file *own*, not one that was made since.
+
+    Raises:
+      OSError: if it cannot be removed.
+    """
+    if not own.is_at(path):
+        return
+    # Between the look and the removal another run may place its file. So the file is
+    # removed under a name that nobody else uses, or gets its own back.
+    taken = beside(path, f".{own.inode:x}.gone")
+    try:
+        path.rename(taken)
+    except FileNotFoundError:
+        return
+    if not own.is_at(taken):
+        with suppress(FileExistsError):
+            os.link(taken, path, follow_symlinks=False)
+    taken.unlink(missing_ok=True)
 
 
 def write_file(path: Path, data: bytes) -> None:
