@@ -269,7 +269,7 @@ async def test_device_whose_begin_fails_lets_go_of_the_directory(old: Path) -> N
     sink = snapshot(A, 0)
     part = old / f"{sink.path.name}.part"
     part.mkdir()
-    with pytest.raises(OSError, match="Is a directory"):
+    with pytest.raises(OSError, match="a directory, which no file may replace"):
         await sink.begin()
     part.rmdir()
     await abort(await save(SnapshotDirectory(old), "new"))
@@ -307,6 +307,13 @@ async def test_unknown_manifest_is_replaced_and_its_files_stay(old: Path) -> Non
     await snapshot.write_manifest(NEW)
     assert kind_of(old) == "new"
     assert before < set(os.listdir(old))
+
+
+async def test_manifest_that_is_no_file_fails_begin(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "manifest.json")
+    with pytest.raises(OSError, match="a FIFO, which no file may replace"):
+        await SnapshotDirectory(tmp_path)(A, 0).begin()
+    assert os.listdir(tmp_path) == ["manifest.json"]
 
 
 @pytest.mark.parametrize("there", [False, True])

@@ -13,6 +13,7 @@ import attrs
 from ._files import (
     FileId,
     beside,
+    check_replaceable,
     claim,
     remove_own,
     sync_directory,
@@ -34,6 +35,9 @@ class FileSink:
     `finish`, where they replace earlier files of these names. All files are
     made with mode 0600. A *path* is for one device and one migration at a time:
     the data is locked while it is written, and a second `begin` fails.
+
+    Only regular files, and links, are replaced. For a device node, a FIFO or a
+    socket there is `FdSink`.
 
     Args:
       path: where the data goes. Its directory must be there at `begin`.
@@ -72,7 +76,8 @@ class FileSink:
         If this fails or is cancelled, there is no such file.
 
         Raises:
-          OSError: if it cannot be made. EBUSY if another run is writing it.
+          OSError: if it cannot be made. EBUSY if another run is writing it; EINVAL
+            or EISDIR if what is there is no file.
         """
         await self._worker.run(self._open)
 
@@ -148,6 +153,8 @@ class FileSink:
             raise
 
     def _create(self) -> None:
+        for path in (self.path, self.config_path, self._data_part, self._config_part):
+            check_replaceable(path)
         self._fd = claim(self._data_part)
         # Left by a process that was killed; nobody else would remove it if no
         # config blob comes this time.
@@ -173,6 +180,7 @@ class FileSink:
         sync_directory(self.path.parent)
 
     def _rename(self, part: Path, final_path: Path, own: FileId) -> None:
+        check_replaceable(final_path)
         part.replace(final_path)
         self._placed[final_path] = own
 

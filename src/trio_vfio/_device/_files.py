@@ -19,6 +19,14 @@ _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 # O_NONBLOCK: to open a FIFO is to wait until it has a writer.
 _READ: Final = os.O_NONBLOCK | os.O_NOCTTY
 
+_KINDS: Final = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISCHR, "a character device"),
+    (stat.S_ISBLK, "a block device"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
 
 def beside(path: Path, suffix: str) -> Path:
     """Return the path of the file that is called as *path* with *suffix*."""
@@ -100,6 +108,43 @@ def remove_own(path: Path, own: FileId) -> None:
         with suppress(FileExistsError):
             os.link(taken, path, follow_symlinks=False)
     taken.unlink(missing_ok=True)
+
+
+def check_replaceable(path: Path) -> None:
+    """Check that a file may take the place of what *path* is, if that is there.
+
+    Raises:
+      OSError: (EINVAL, EISDIR) if that is neither a file nor a link to one.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    for is_kind, name in _KINDS:
+        if is_kind(mode):
+            number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+            raise _not_a_file(path, number, name)
+    if _is_link_to_descriptor(path):
+        raise _not_a_file(path, errno.EINVAL, "a link to an open descriptor")
+
+
+def _not_a_file(path: Path, number: int, kind: str) -> OSError:
+    advice = "name a file in it"
+    if number != errno.EISDIR:
+        advice = "to write to it, open it and give fd:N; to drop the state, null:"
+    return OSError(number, f"{kind}, which no file may replace; {advice}", str(path))
+
+
+def _is_link_to_descriptor(path: Path) -> bool:
+    """Whether *path* is, by way of links, one of ``/proc/PID/fd``; as /dev/stdout."""
+    for _ in range(40):
+        parent = path.parent.resolve()
+        if parent.parts[:2] == ("/", "proc"):
+            return True
+        if not path.is_symlink():
+            return False
+        path = parent / path.readlink()
+    return False
 
 
 def write_file(path: Path, data: bytes) -> None:

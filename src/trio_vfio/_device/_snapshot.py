@@ -23,6 +23,7 @@ from ._file_source import FileSource
 from ._files import (
     FileId,
     beside,
+    check_replaceable,
     remove_own,
     sync_directory,
     write_file,
@@ -241,6 +242,7 @@ class SnapshotDirectory:
             return
         held = lock_directory(self.path)
         try:
+            check_replaceable(self._manifest)
             if held.is_exclusive and self._written is None:
                 _remove_left(self.path)
         except BaseException:
