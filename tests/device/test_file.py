@@ -351,7 +351,7 @@ async def test_begin_refuses_what_is_no_file(
     path = tmp_path / f"dev{suffix}"
     make(path)
     before = statuses(tmp_path)
-    hint = "name a file in it" if kind == "a directory" else "give fd:N.*null:"
+    hint = "name a file in it" if kind == "a directory" else "use fd:N .* null: "
     with pytest.raises(OSError, match=f"{kind}, which no file may replace; .*{hint}"):
         await FileSink(tmp_path / "dev").begin()
     assert statuses(tmp_path) == before

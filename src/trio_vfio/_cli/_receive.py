@@ -21,6 +21,7 @@ from ._migration import (
     migration_options,
 )
 from ._options import PageSize, json_option, traceback_option
+from ._places import device_places, snapshot_place, using
 from ._plain import plain
 from ._tls import server_tls_options
 from ._trace import trace_option, tracing_to
@@ -85,7 +86,10 @@ def receive(
     }
     sinks = _sinks(devices, into)
     snapshot = None if into is None else SnapshotDirectory(into)
-    with tracing_to(trace_file) as hook:
+    places = device_places(sinks)
+    if into is not None:
+        places.append(snapshot_place(into, writes=True))
+    with using(places, trace_file, address), tracing_to(trace_file) as hook:
         opening = _open(address, snapshot or sinks, {**options, "trace": hook})
         command = MigrationCommand(opening, _receive, as_json, quiet)
         if runs:

@@ -37,6 +37,11 @@ class FdSink:
     """The config blob, once it has come."""
     _worker: Worker = attrs.field(factory=Worker, init=False)
 
+    @property
+    def fd(self) -> int:
+        """The descriptor."""
+        return self._lent.fd
+
     async def begin(self) -> None:
         """Make the descriptor non-blocking.
 

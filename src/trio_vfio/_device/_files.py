@@ -131,7 +131,7 @@ def check_replaceable(path: Path) -> None:
 def _not_a_file(path: Path, number: int, kind: str) -> OSError:
     advice = "name a file in it"
     if number != errno.EISDIR:
-        advice = "to write to it, open it and give fd:N; to drop the state, null:"
+        advice = "use fd:N with an open descriptor, or null: to drop the state"
     return OSError(number, f"{kind}, which no file may replace; {advice}", str(path))
 
 

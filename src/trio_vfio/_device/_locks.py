@@ -59,14 +59,17 @@ def _holders(status: os.stat_result) -> Iterator[int]:
         return
     for line in lines:
         # 1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF
-        match line.split():
-            case [_, "FLOCK", _, "WRITE", pid, where, *_]:
-                device, _, inode = where.rpartition(":")
-                # 0: in another PID namespace.
-                if int(inode) == status.st_ino and int(pid) > 0:
-                    same = _number(device) == status.st_dev
-                    if same or _has_open(int(pid), status):
-                        yield int(pid)
+        _, kind, *words = line.split()
+        # A line of one that waits has an arrow there.
+        if kind != "FLOCK":
+            continue
+        pid, where = int(words[2]), words[3]
+        device, _, inode = where.rpartition(":")
+        # 0: in another PID namespace.
+        if int(inode) != status.st_ino or pid <= 0:
+            continue
+        if _number(device) == status.st_dev or _has_open(pid, status):
+            yield pid
 
 
 def _number(device: str) -> int:

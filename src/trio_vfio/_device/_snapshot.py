@@ -338,11 +338,14 @@ class SnapshotDirectory:
 
 
 def snapshot_files(directory: Path) -> list[Path]:
-    """Return the files of the snapshot in *directory*: its manifest, and what it names.
+    """Return the files of the snapshot in *directory*, first its manifest.
 
-    Without a manifest, or one that can be read, only where that would be.
+    Those that the manifest names, if it can be read, and those that have the names
+    of files of a snapshot: a run that writes another one removes them.
     """
-    names = _files_of(directory) or ()
+    names = _files_of(directory) or set()
+    with suppress(OSError):
+        names |= {each for each in os.listdir(directory) if _OURS.fullmatch(each)}
     return [directory / MANIFEST, *(directory / name for name in sorted(names))]
 
 
