@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import stat
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -275,3 +276,103 @@ async def test_a_write_after_the_end_does_not_go_to_another_file(
     await drive(device, CALLS)
     with pytest.raises(OSError, match="Bad file descriptor"):
         await device.write(views(b"abc"))
+
+
+async def test_second_sink_of_one_file_fails_and_takes_nothing(tmp_path: Path) -> None:
+    """Not the first one's data file, which it would then give its name."""
+    first, second = FileSink(tmp_path / "dev"), FileSink(tmp_path / "dev")
+    await drive(first, CALLS[:3])
+    with pytest.raises(OSError, match="another migration of this process is writing"):
+        await second.begin()
+    await first.finish()
+    assert content(tmp_path) == {"dev": b"abcdef", "dev.config": b"config"}
+    await drive(second, ["begin", "write", "finish"])
+    assert content(tmp_path) == {"dev": b"abcdef"}
+
+
+async def test_late_abort_leaves_files_that_another_sink_has_made(
+    tmp_path: Path,
+) -> None:
+    first, second = FileSink(tmp_path / "dev"), FileSink(tmp_path / "dev")
+    await drive(first, CALLS)
+    await drive(second, CALLS)
+    await first.abort()
+    assert content(tmp_path) == {"dev": b"abcdef", "dev.config": b"config"}
+    await second.abort()
+    assert content(tmp_path) == {}
+
+
+def statuses(directory: Path) -> dict[str, os.stat_result]:
+    return {each.name: each.lstat() for each in directory.iterdir()}
+
+
+def make_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+
+
+def make_link_to_fifo(path: Path) -> None:
+    os.mkfifo(path.with_name("fifo"))
+    path.symlink_to("fifo")
+
+
+def make_link_to_null(path: Path) -> None:
+    path.symlink_to("/dev/null")
+
+
+def make_link_to_stdout(path: Path) -> None:
+    """Which is a regular file, as where a shell has sent it there."""
+    target = path.with_name("target")
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT)
+    path.with_name("link").symlink_to(f"/proc/self/fd/{descriptor}")
+    path.symlink_to("link")
+
+
+@pytest.mark.parametrize("suffix", ["", ".config", ".part", ".config.part"])
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (make_fifo, "a FIFO"),
+        (make_socket, "a socket"),
+        (make_link_to_fifo, "a FIFO"),
+        (make_link_to_null, "a character device"),
+        (make_link_to_stdout, "a link to an open descriptor"),
+        (Path.mkdir, "a directory"),
+    ],
+)
+async def test_begin_refuses_what_is_no_file(
+    tmp_path: Path, make: Callable[[Path], None], kind: str, suffix: str
+) -> None:
+    """It is still there, and the text says what to do instead."""
+    path = tmp_path / f"dev{suffix}"
+    make(path)
+    before = statuses(tmp_path)
+    hint = "name a file in it" if kind == "a directory" else "use fd:N .* null: "
+    with pytest.raises(OSError, match=f"{kind}, which no file may replace; .*{hint}"):
+        await FileSink(tmp_path / "dev").begin()
+    assert statuses(tmp_path) == before
+
+
+async def test_fifo_that_comes_later_is_not_replaced_either(tmp_path: Path) -> None:
+    device = FileSink(tmp_path / "dev")
+    await drive(device, CALLS[:2])
+    os.mkfifo(tmp_path / "dev")
+    with pytest.raises(OSError, match="a FIFO, which no file may replace"):
+        await device.finish()
+    await device.abort()
+    assert os.listdir(tmp_path) == ["dev"]
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+async def test_link_to_a_file_is_replaced(tmp_path: Path, dangling: bool) -> None:
+    target = tmp_path / "target"
+    if not dangling:
+        target.write_bytes(b"stays")
+    (tmp_path / "dev").symlink_to(target)
+    await drive(FileSink(tmp_path / "dev"), CALLS)
+    assert not (tmp_path / "dev").is_symlink()
+    assert target.exists() != dangling

@@ -131,17 +131,6 @@ async def test_a_device_is_given_out_once(tmp_path: Path) -> None:
         snapshot("vfio", 1)
 
 
-async def test_an_earlier_manifest_goes_with_the_first_begin(tmp_path: Path) -> None:
-    """It describes files that are about to be replaced."""
-    (tmp_path / "manifest.json").write_text("old")
-    snapshot = SnapshotDirectory(tmp_path)
-    devices = [snapshot(name, 0) for name in (A, B)]
-    async with trio.open_nursery() as nursery:
-        for device in devices:
-            nursery.start_soon(device.begin)
-    assert "manifest.json" not in names(tmp_path)
-
-
 async def test_a_later_begin_leaves_the_manifest_alone(tmp_path: Path) -> None:
     snapshot = SnapshotDirectory(tmp_path)
     await load(snapshot(A, 0), b"a", None)

@@ -31,7 +31,8 @@ async def extract(
     A device that is not is left out: half a state is of no use to anyone. If no
     device is whole, nothing is written.
 
-    If it fails or is cancelled, no file of the snapshot is left.
+    If it fails or is cancelled, no file of the snapshot is left, and an earlier one
+    is as it was.
 
     Args:
       page_size: of the machine that migrated, if its stream does not say it.
@@ -40,7 +41,8 @@ async def extract(
 
     Raises:
       ValueError: if there is no capture at *path*.
-      OSError: if it cannot be read, or the snapshot cannot be written.
+      OSError: if it cannot be read, or the snapshot cannot be written. EBUSY if
+        another run is writing to *directory*.
     """
     scan = scan_capture(path, page_size)
     whole = [device for device in scan.devices if not device.faults]
@@ -50,6 +52,18 @@ async def extract(
     sinks: dict[DeviceKey, StateSink] = {
         device.key: snapshot(*device.key) for device in whole
     }
+    async with snapshot.locked():
+        await _write(scan, whole, sinks, snapshot)
+    return tuple(sinks)
+
+
+async def _write(
+    scan: CaptureScan,
+    whole: list[DeviceCapture],
+    sinks: Mapping[DeviceKey, StateSink],
+    snapshot: SnapshotDirectory,
+) -> None:
+    """Write all of the snapshot. If it fails or is cancelled, all is removed again."""
     begun: list[StateSink] = []
     try:
         for sink in sinks.values():
@@ -65,7 +79,6 @@ async def extract(
                 with suppress(OSError):
                     await sink.abort()
         raise
-    return tuple(sinks)
 
 
 async def _write_main(scan: CaptureScan, sinks: Mapping[DeviceKey, StateSink]) -> None:

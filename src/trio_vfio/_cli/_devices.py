@@ -143,8 +143,9 @@ _KERNEL_HELP: Final = (
     " ',group' says how to open it), "
 )
 SINK_HELP: Final = (
-    f"{_KERNEL_HELP}file:PATH (data; the config goes to PATH.config), fd:N (an open"
-    " descriptor) or null: (nowhere)"
+    f"{_KERNEL_HELP}file:PATH (data; the config goes to PATH.config; no device node, FIFO"
+    " or socket), fd:N (an open descriptor; if it is stdout, the result is shown on"
+    " stderr) or null: (nowhere). No two of these, and no --trace, may be one file"
 )
 SOURCE_HELP: Final = (
     f"{_KERNEL_HELP}file:PATH (data; the config is in PATH.config, if there is one),"

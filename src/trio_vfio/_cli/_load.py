@@ -17,6 +17,7 @@ from ._kernel_devices import opened, run_option
 from ._local import DeviceKey, LocalMigration, LocalOptions, open_local
 from ._migration import MigrationCommand, migration_options
 from ._options import json_option, traceback_option
+from ._places import device_places, snapshot_place, using
 from ._trace import trace_option, tracing_to
 
 
@@ -49,7 +50,11 @@ def load(
     trace_file: str | None,
 ) -> int:
     """Load one device, as by ``send --from`` and ``receive``."""
-    with tracing_to(trace_file) as hook:
+    places = [
+        snapshot_place(snapshot, writes=False),
+        *device_places({(idstr or "DEV", 0): device}),
+    ]
+    with using(places, trace_file), tracing_to(trace_file) as hook:
         options = LocalOptions(
             switchover=switchover,
             device_grace=device_grace,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ._migration import (
     migration_options,
 )
 from ._options import PageSize, json_option, traceback_option
+from ._places import device_places, snapshot_place, using
 from ._plain import plain
 from ._tls import server_tls_options
 from ._trace import trace_option, tracing_to
@@ -40,7 +41,8 @@ from ._trace import trace_option, tracing_to
     "--into",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Accept every VFIO device that the source sends, into a snapshot.",
+    help="Accept every VFIO device that the source sends, into a snapshot. One that is"
+    " there is replaced when the new one is complete.",
 )
 @click.option(
     "--page-size",
@@ -86,13 +88,12 @@ def receive(
         "ssl_context": ssl_context,
     }
     sinks = _sinks(devices, into)
+    snapshot = None if into is None else SnapshotDirectory(into)
+    places = device_places(sinks)
     if into is not None:
-        snapshot = SnapshotDirectory(into)
-        options |= {"devices": snapshot, "before_shut": snapshot.write_manifest}
-    else:
-        options["devices"] = sinks
-    with tracing_to(trace_file) as hook:
-        opening = _open(address, sinks, {**options, "trace": hook})
+        places.append(snapshot_place(into, writes=True))
+    with using(places, trace_file, address), tracing_to(trace_file) as hook:
+        opening = _open(address, snapshot or sinks, {**options, "trace": hook})
         command = MigrationCommand(opening, _receive, as_json, quiet)
         if runs:
             command.after = lambda _: let_work(sinks)
@@ -101,10 +102,17 @@ def receive(
 
 @asynccontextmanager
 async def _open(
-    address: str, sinks: Sinks, options: Mapping[str, Any]
+    address: str, devices: Sinks | SnapshotDirectory, options: Mapping[str, Any]
 ) -> AsyncGenerator[Incoming]:
-    async with opened(sinks), open_incoming(address, **options) as incoming:
-        yield incoming
+    async with AsyncExitStack() as stack:
+        if isinstance(devices, SnapshotDirectory):
+            # Before there is a source: it is not to freeze for nothing.
+            await stack.enter_async_context(devices.locked())
+            options = {**options, "before_shut": devices.write_manifest}
+        else:
+            await stack.enter_async_context(opened(devices))
+        incoming = open_incoming(address, devices, **options)
+        yield await stack.enter_async_context(incoming)
 
 
 async def _receive(incoming: Incoming) -> None:

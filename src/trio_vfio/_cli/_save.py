@@ -14,6 +14,7 @@ from ._kernel_devices import Sources, opened
 from ._local import LocalMigration, LocalOptions, open_local
 from ._migration import MigrationCommand, migration_options, precopy_options
 from ._options import json_option, traceback_option
+from ._places import device_places, snapshot_place, using
 from ._trace import trace_option, tracing_to
 
 
@@ -24,7 +25,7 @@ from ._trace import trace_option, tracing_to
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
     required=True,
-    help="The snapshot. One that is there is replaced.",
+    help="The snapshot. One that is there is replaced when the new one is complete.",
 )
 @click.option(
     "--idstr",
@@ -60,7 +61,10 @@ def save(
 ) -> int:
     """Save one device, as by ``send`` and ``receive --into``."""
     snapshot = SnapshotDirectory(into)
-    with tracing_to(trace_file) as hook:
+    how = SourceOptions(precopy_bytes=precopy, run_on=run_on)
+    sources = {(idstr, 0): device(how)}
+    places = [*device_places(sources), snapshot_place(into, writes=True)]
+    with using(places, trace_file), tracing_to(trace_file) as hook:
         options = LocalOptions(
             max_rounds=max_rounds,
             downtime=downtime,
@@ -68,8 +72,7 @@ def save(
             device_grace=device_grace,
             trace=hook,
         )
-        how = SourceOptions(precopy_bytes=precopy, run_on=run_on)
-        opening = _open({(idstr, 0): device(how)}, snapshot, options)
+        opening = _open(sources, snapshot, options)
         work = LocalMigration.wait_ended
         return MigrationCommand(opening, work, as_json, quiet).run()
 
@@ -80,6 +83,7 @@ async def _open(
 ) -> AsyncGenerator[LocalMigration]:
     written = snapshot.write_manifest
     async with (
+        snapshot.locked(),
         opened(sources),
         open_local(sources, snapshot, options, before_shut=written) as local,
     ):

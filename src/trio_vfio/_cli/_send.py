@@ -24,6 +24,7 @@ from ._migration import (
     precopy_options,
 )
 from ._options import json_option, traceback_option
+from ._places import device_places, snapshot_place, using
 from ._tls import client_tls_options
 from ._trace import trace_option, tracing_to
 
@@ -123,7 +124,10 @@ def send(
     }
     sources = _named(devices, snapshot, precopy)
     work = partial(_send, max_rounds=max_rounds, downtime=downtime)
-    with tracing_to(trace_file) as hook:
+    places = device_places(sources)
+    if snapshot is not None:
+        places.append(snapshot_place(snapshot, writes=False))
+    with using(places, trace_file), tracing_to(trace_file) as hook:
         opening = _open(address, sources, snapshot, {**options, "trace": hook})
         return MigrationCommand(opening, work, as_json, quiet).run()
 

@@ -47,6 +47,11 @@ class FdSink:
     _is_written: bool = attrs.field(default=False, init=False)
     """Whether any data was written to a pipe or a socket. A worker thread sets it."""
 
+    @property
+    def fd(self) -> int:
+        """The descriptor."""
+        return self._lent.fd
+
     async def begin(self) -> None:
         """Make the descriptor non-blocking.
 

@@ -61,6 +61,11 @@ class FdSource:
     def __attrs_post_init__(self) -> None:
         self._precopy = PreCopy(self.precopy_bytes)
 
+    @property
+    def fd(self) -> int:
+        """The descriptor."""
+        return self._lent.fd
+
     async def begin(self) -> bool:
         """Make the descriptor non-blocking.
 

@@ -10,7 +10,15 @@ from typing import Final, final
 
 import attrs
 
-from ._files import beside, create, sync_directory, write_file
+from ._files import (
+    FileId,
+    beside,
+    check_replaceable,
+    claim,
+    remove_own,
+    sync_directory,
+    write_file,
+)
 from ._worker import Worker
 from ._writing import write_buffers
 
@@ -25,14 +33,19 @@ class FileSink:
 
     Both are written under names that end in ``.part`` and get their own in
     `finish`, where they replace earlier files of these names. All files are
-    made with mode 0600. A *path* is for one device and one migration at a time.
+    made with mode 0600. A *path* is for one device and one migration at a time:
+    the data is locked while it is written, and a second `begin` fails.
+
+    Only regular files, and links, are replaced. For a device node, a FIFO or a
+    socket there is `FdSink`.
 
     Args:
       path: where the data goes. Its directory must be there at `begin`.
       before_open: called in a worker thread, in `begin`, before anything is
         opened; what it raises fails `begin`.
       before_remove: called in a worker thread, in `abort`, before any file is
-        removed; what it raises fails `abort`, but the files are removed.
+        removed, and in a `begin` that fails after *before_open*; what it raises
+        fails `abort`, but the files are removed.
     """
 
     path: Path = attrs.field(converter=Path, on_setattr=attrs.setters.frozen)
@@ -48,8 +61,9 @@ class FileSink:
     """Always None: a file takes data whenever it comes."""
     _worker: Worker = attrs.field(factory=Worker, init=False)
     _fd: int = attrs.field(default=_CLOSED, init=False)
-    _has_config: bool = attrs.field(default=False, init=False)
-    _placed: list[Path] = attrs.field(factory=list[Path], init=False)
+    _config: FileId | None = attrs.field(default=None, init=False)
+    """The config file, once it is written."""
+    _placed: dict[Path, FileId] = attrs.field(factory=dict[Path, FileId], init=False)
 
     @property
     def config_path(self) -> Path:
@@ -63,7 +77,8 @@ class FileSink:
         fails or is cancelled, there is no such file.
 
         Raises:
-          OSError: if it cannot be made.
+          OSError: if it cannot be made. EBUSY if another run is writing it; EINVAL
+            or EISDIR if what is there is no file.
         """
         await self._worker.restart()
         await self._worker.run(self._open)
@@ -104,8 +119,9 @@ class FileSink:
     async def abort(self) -> None:
         """End a call that is under way, and remove every file of this device.
 
-        After `finish` the files are removed under their own names. Earlier files
-        that they had replaced do not come back.
+        After `finish` the files are removed under their own names, unless another
+        run has replaced them since. Earlier files that they had replaced do not
+        come back.
 
         If cancelled, the call ends all the same, but files may stay.
 
@@ -133,33 +149,46 @@ class FileSink:
             self._before_open()
         # Of another migration: no concern of this one's `finish` and `abort`.
         self._close()
-        self._has_config = False
+        self._config = None
         self._placed.clear()
+        try:
+            self._create()
+        except BaseException:
+            if self._before_remove is not None:
+                self._before_remove()
+            raise
+
+    def _create(self) -> None:
+        for path in (self.path, self.config_path, self._data_part, self._config_part):
+            check_replaceable(path)
+        self._fd = claim(self._data_part)
         # Left by a process that was killed; nobody else would remove it if no
         # config blob comes this time.
         self._config_part.unlink(missing_ok=True)
-        self._fd = create(self._data_part)
 
     def _write_config(self, blob: bytes) -> None:
         write_file(self._config_part, blob)
-        self._has_config = True
+        self._config = FileId.of(self._config_part.lstat())
 
     def _place(self) -> None:
         # Success makes the source drop its guest. This may then be the only
         # copy, which must not be lost to a power failure.
         os.fsync(self._fd)
-        self._close()
+        data = FileId.of(os.fstat(self._fd))
         # The data comes last: a new data file has its config.
-        if self._has_config:
-            self._rename(self._config_part, self.config_path)
+        if self._config is not None:
+            self._rename(self._config_part, self.config_path, self._config)
         else:
             self.config_path.unlink(missing_ok=True)
-        self._rename(self._data_part, self.path)
+        self._rename(self._data_part, self.path, data)
+        # Locked until here: from now on another run may have the temporary name.
+        self._close()
         sync_directory(self.path.parent)
 
-    def _rename(self, part: Path, final_path: Path) -> None:
+    def _rename(self, part: Path, final_path: Path, own: FileId) -> None:
+        check_replaceable(final_path)
         part.replace(final_path)
-        self._placed.append(final_path)
+        self._placed[final_path] = own
 
     def _close(self) -> None:
         if self._fd != _CLOSED:
@@ -168,8 +197,12 @@ class FileSink:
 
     def _remove(self) -> None:
         with ExitStack() as stack:
-            for path in (self._data_part, self._config_part, *self._placed):
-                stack.callback(path.unlink, missing_ok=True)
+            for path, own in self._placed.items():
+                stack.callback(remove_own, path, own)
+            # Closed after the others, for until then no other run has these names.
             stack.callback(self._close)
+            if self._fd != _CLOSED:
+                for path in (self._data_part, self._config_part):
+                    stack.callback(path.unlink, missing_ok=True)
             if self._before_remove is not None:
                 stack.callback(self._before_remove)

@@ -1,4 +1,4 @@
-"""Files as devices write them: private, whole, and durable; and as they read them."""
+"""Files as devices write them: private, whole, durable, their own; and as they read."""
 
 from __future__ import annotations
 
@@ -10,10 +10,22 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Final
 
+import attrs
+
+from ._locks import busy, lock
+
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 # O_NONBLOCK: to open a FIFO is to wait until it has a writer.
 _READ: Final = os.O_NONBLOCK | os.O_NOCTTY
+
+_KINDS: Final = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISCHR, "a character device"),
+    (stat.S_ISBLK, "a block device"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+)
 
 
 def beside(path: Path, suffix: str) -> Path:
@@ -29,6 +41,110 @@ def create(path: Path) -> int:
     """
     path.unlink(missing_ok=True)
     return os.open(path, _CREATE, 0o600)
+
+
+def claim(path: Path) -> int:
+    """Open *path* as `create` does, and keep other runs from it until that is closed.
+
+    Raises:
+      OSError: if it cannot be made. EBUSY if another run has it.
+    """
+    with ExitStack() as stack:
+        # Left by a process that was killed, or another run is writing it.
+        if path.is_file() and not path.is_symlink():
+            with suppress(FileNotFoundError, PermissionError):
+                left = os.open(path, _READ | os.O_NOFOLLOW | os.O_CLOEXEC)
+                stack.callback(os.close, left)
+                lock(left, path)
+        fd = create(path)
+        try:
+            lock(fd, path)
+            if not FileId.of(os.fstat(fd)).is_at(path):
+                raise busy(fd, path)
+        except BaseException:
+            os.close(fd)
+            raise
+    return fd
+
+
+@attrs.frozen
+class FileId:
+    """What tells a file from one that gets its name or its inode after it."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> FileId:
+        """Return that of the file with this status, which is not written any more."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+    def is_at(self, path: Path) -> bool:
+        """Whether *path* is the name of this file."""
+        try:
+            return FileId.of(path.lstat()) == self
+        except FileNotFoundError:
+            return False
+
+
+def remove_own(path: Path, own: FileId) -> None:
+    """Remove *path* if it is still the file *own*, not one that was made since.
+
+    Raises:
+      OSError: if it cannot be removed.
+    """
+    if not own.is_at(path):
+        return
+    # Between the look and the removal another run may place its file. So the file is
+    # removed under a name that nobody else uses, or gets its own back.
+    taken = beside(path, f".{own.inode:x}.gone")
+    try:
+        path.rename(taken)
+    except FileNotFoundError:
+        return
+    if not own.is_at(taken):
+        with suppress(FileExistsError):
+            os.link(taken, path, follow_symlinks=False)
+    taken.unlink(missing_ok=True)
+
+
+def check_replaceable(path: Path) -> None:
+    """Check that a file may take the place of what *path* is, if that is there.
+
+    Raises:
+      OSError: (EINVAL, EISDIR) if that is neither a file nor a link to one.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    for is_kind, name in _KINDS:
+        if is_kind(mode):
+            number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+            raise _not_a_file(path, number, name)
+    if _is_link_to_descriptor(path):
+        raise _not_a_file(path, errno.EINVAL, "a link to an open descriptor")
+
+
+def _not_a_file(path: Path, number: int, kind: str) -> OSError:
+    advice = "name a file in it"
+    if number != errno.EISDIR:
+        advice = "use fd:N with an open descriptor, or null: to drop the state"
+    return OSError(number, f"{kind}, which no file may replace; {advice}", str(path))
+
+
+def _is_link_to_descriptor(path: Path) -> bool:
+    """Whether *path* is, by way of links, one of ``/proc/PID/fd``; as /dev/stdout."""
+    for _ in range(40):
+        parent = path.parent.resolve()
+        if parent.parts[:2] == ("/", "proc"):
+            return True
+        if not path.is_symlink():
+            return False
+        path = parent / path.readlink()
+    return False
 
 
 def write_file(path: Path, data: bytes) -> None:

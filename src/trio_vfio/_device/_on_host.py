@@ -25,6 +25,11 @@ class OnHost(trio.abc.AsyncResource):
     def __attrs_post_init__(self) -> None:
         self._host = HostDevice(self._where, self._through)
 
+    @property
+    def where(self) -> str | int:
+        """Which device it is, as it was given."""
+        return self._where
+
     def fileno(self) -> int:
         """Return the device's descriptor, for whoever runs it after the migration.
 

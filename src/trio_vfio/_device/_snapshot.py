@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import re
+import secrets
 import threading
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final, final
 
 import attrs
+import trio
 
 from .._errors import device_name
 from .._result import DeviceResult, DeviceState, MigrationResult
 from ._file import FileSink
 from ._file_source import FileSource
-from ._files import sync_directory, write_file
+from ._files import (
+    FileId,
+    beside,
+    check_replaceable,
+    remove_own,
+    sync_directory,
+    write_file,
+)
+from ._locks import DirectoryLock, lock_directory
 from ._manifest import MANIFEST, Entry, encode_manifest, read_manifest
 from ._worker import Worker
 
@@ -24,18 +37,29 @@ from ._worker import Worker
 _MAX_SLUG: Final = 80
 _HASH_DIGITS: Final = 16
 
+_OURS: Final = re.compile(
+    r"[A-Za-z0-9_.-]+-[0-9a-f]{16}(?:-[0-9a-f]{8})?\.data(?:\.config)?(?:\.part)?"
+)
+"""Names of files that a snapshot makes for its devices."""
 
-def data_name(idstr: str, instance_id: int) -> str:
+_GRACE: Final = 10.0
+"""Seconds that a block may take to end which is cancelled."""
+
+
+def data_name(idstr: str, instance_id: int, run: str = "") -> str:
     """Return the name of the file for the data of a device.
 
     The source chose *idstr*, so it may hold separators and dots, and may differ
     from another in its last byte only. The first part of the name is for people
     to read; it is the hash that tells devices apart.
+
+    Args:
+      run: tells this run from others, where another has the usual name.
     """
     slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", idstr).strip("-.")[:_MAX_SLUG]
     key = f"{idstr}\0{instance_id}".encode("utf-8", "surrogatepass")
     digest = hashlib.sha256(key).hexdigest()[:_HASH_DIGITS]
-    return f"{slug or 'device'}-{digest}.data"
+    return f"{slug or 'device'}-{digest}{run and '-'}{run}.data"
 
 
 @final
@@ -48,10 +72,16 @@ class SnapshotDirectory:
     object is for one migration.
 
     The first device's `begin` makes the directory, if it is not there, with mode
-    0700, and removes the manifest of an earlier snapshot in it; an `abort` of any
-    device removes the manifest of this one. So if there is a manifest, it
-    describes a whole snapshot. Data of an earlier one is replaced device by
-    device; files of devices that did not come again stay.
+    0700. An earlier snapshot in it stays whole until this one is: no two runs give
+    their files the same names, the manifest is replaced in one step, and only then
+    the earlier files are removed. So if there is a manifest, it describes a whole
+    snapshot, whenever a run fails, is killed or loses power; and for a while both
+    need room. An `abort` of any device removes the manifest of this snapshot.
+
+    From the first `begin` until `write_manifest`, or until every device that began
+    is aborted, the directory is locked: a second run fails in `begin`. `locked`
+    locks it for longer. Where another run has completed a snapshot since, an
+    `abort` leaves that alone.
 
     `sources` is the way back: it reads the manifest of a snapshot that is there.
     """
@@ -59,28 +89,69 @@ class SnapshotDirectory:
     path: Path = attrs.field(converter=Path, on_setattr=attrs.setters.frozen)
     """The directory."""
 
-    _devices: dict[str, FileSink] = attrs.field(factory=dict[str, FileSink], init=False)
+    _run: str = attrs.field(factory=lambda: secrets.token_hex(4), init=False)
+    _devices: dict[tuple[str, int], FileSink] = attrs.field(
+        factory=dict[tuple[str, int], FileSink], init=False
+    )
     # Devices begin and abort in several threads at once, also while another
     # writes the manifest. Guards what follows, and the manifest itself.
     _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
-    _prepared: bool = attrs.field(default=False, init=False)
+    _held: DirectoryLock | None = attrs.field(default=None, init=False)
+    _in_block: bool = attrs.field(default=False, init=False)
+    """Whether the directory stays locked until a block ends."""
+    _begun: set[Path] = attrs.field(factory=set[Path], init=False)
+    """Data of devices that began and are not aborted."""
     _aborted: bool = attrs.field(default=False, init=False)
+    _written: FileId | None = attrs.field(default=None, init=False)
+    """The manifest, once it is written."""
+    _replaced: frozenset[str] = attrs.field(default=frozenset[str](), init=False)
+    """Files of the earlier snapshot that are to be removed."""
 
     def __call__(self, idstr: str, instance_id: int) -> FileSink:
-        """Return the device that keeps the state of *idstr*. Does no I/O.
+        """Return the device that keeps the state of *idstr*.
+
+        Only looks whether a file has its usual name, and makes nothing.
 
         Raises:
           ValueError: if it was asked for before.
         """
-        name = data_name(idstr, instance_id)
-        if name in self._devices:
-            what = device_name(idstr, instance_id)
+        key = (idstr, instance_id)
+        if key in self._devices:
+            what = device_name(*key)
             raise ValueError(f"{what}: already in the snapshot {self.path}")
+        path = self.path / data_name(*key)
+        if path.exists() or beside(path, ".config").exists():
+            path = self.path / data_name(*key, self._run)
         device = FileSink(
-            self.path / name, before_open=self._prepare, before_remove=self._discard
+            path,
+            before_open=lambda: self._prepare(path),
+            before_remove=lambda: self._discard(path),
         )
-        self._devices[name] = device
+        self._devices[key] = device
         return device
+
+    @asynccontextmanager
+    async def locked(self) -> AsyncGenerator[None]:
+        """Keep other runs out of the directory while the block runs.
+
+        To be entered before there is a source, so that a run that cannot have the
+        directory fails before it has taken anything. The earlier snapshot then
+        comes back even if a device is aborted after `write_manifest`; it goes when
+        the block ends.
+
+        The directory is made, and removed again if no device begins. If cancelled
+        while the block is entered, nothing has changed.
+
+        Raises:
+          OSError: if it cannot be made. EBUSY if another run is writing to it; the
+            text says which process, if that can be known.
+        """
+        await Worker().run(self._enter)
+        try:
+            yield
+        finally:
+            with trio.move_on_after(_GRACE, shield=True):
+                await Worker().run(self._leave)
 
     async def write_manifest(self, result: MigrationResult) -> None:
         """Write the manifest, once every device of the snapshot has finished.
@@ -88,7 +159,8 @@ class SnapshotDirectory:
         Fits as `open_incoming`'s ``before_shut``. Devices that did not come from
         here are left out. Digests are null if the session made none.
 
-        If this fails, or is cancelled before it began, there is no manifest.
+        If this fails, or is cancelled before it began, there is no manifest but that
+        of the earlier snapshot.
 
         Raises:
           ValueError: if a device is not complete: then there is no whole
@@ -97,13 +169,13 @@ class SnapshotDirectory:
         """
         entries: list[Entry] = []
         for device in result.devices:
-            name = data_name(device.idstr, device.instance_id)
-            if name not in self._devices:
+            sink = self._devices.get((device.idstr, device.instance_id))
+            if sink is None:
                 continue
             if device.status != DeviceState.COMPLETED:
                 what = device_name(device.idstr, device.instance_id)
                 raise ValueError(f"no whole snapshot: {what} is {device.status}")
-            entries.append(_entry(name, device))
+            entries.append(_entry(sink.path.name, device))
         await Worker().run(self._write_manifest, entries)
 
     async def sources(self) -> dict[tuple[str, int], FileSource]:
@@ -129,38 +201,176 @@ class SnapshotDirectory:
 
     # What follows runs in worker threads.
 
-    def _prepare(self) -> None:
+    @property
+    def _manifest(self) -> Path:
+        return self.path / MANIFEST
+
+    @property
+    def _earlier_manifest(self) -> Path:
+        """Where the manifest of the earlier snapshot is until the block ends."""
+        return beside(self._manifest, ".old")
+
+    def _enter(self) -> None:
         with self._lock:
-            if self._prepared:
-                return
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            (self.path / MANIFEST).unlink(missing_ok=True)
-            sync_directory(self.path)
-            self._prepared = True
+            self._hold()
+            self._in_block = True
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._in_block = False
+            try:
+                self._remove_earlier()
+                if self._held is not None and self._held.made and not self._devices:
+                    # Not empty: somebody else has put something there.
+                    with suppress(OSError):
+                        self.path.rmdir()
+            finally:
+                self._let_go()
+
+    def _prepare(self, data: Path) -> None:
+        with self._lock:
+            self._hold()
+            if data.exists():
+                if not self._begun:
+                    self._let_go()
+                raise OSError(errno.EEXIST, "another run has made it since", str(data))
+            self._begun.add(data)
+
+    def _hold(self) -> None:
+        """Lock the directory, if it is not locked, and tidy it."""
+        if self._held is not None:
+            return
+        held = lock_directory(self.path)
+        try:
+            check_replaceable(self._manifest)
+            if held.is_exclusive and self._written is None:
+                _remove_left(self.path)
+        except BaseException:
+            held.release()
+            raise
+        self._held = held
+
+    def _let_go(self) -> None:
+        if self._held is not None and not self._in_block:
+            self._held.release()
+            self._held = None
 
     def _write_manifest(self, entries: list[Entry]) -> None:
-        # A migration may well be complete without a device.
-        self._prepare()
-        part = self.path / f"{MANIFEST}.part"
         with self._lock:
             if self._aborted:
                 raise OSError(errno.ECANCELED, "a device of the snapshot was aborted")
+            # A migration may well be complete without a device.
+            self._hold()
             try:
-                write_file(part, encode_manifest(entries))
-                part.replace(self.path / MANIFEST)
-                sync_directory(self.path)
+                self._replace_manifest(entries)
             except BaseException:
-                self._remove_manifest()
+                self._take_back()
+                if not self._begun:
+                    self._let_go()
                 raise
+            if not self._in_block:
+                self._remove_earlier()
+            self._let_go()
 
-    def _discard(self) -> None:
+    def _replace_manifest(self, entries: list[Entry]) -> None:
+        text = encode_manifest(entries)
+        new = {name for each in entries for name in (each.data, each.config) if name}
+        replaced = frozenset(_files_of(self.path) or ()) - new
+        self._keep_earlier()
+        part = beside(self._manifest, ".part")
+        try:
+            write_file(part, text)
+            written = FileId.of(part.lstat())
+            part.replace(self._manifest)
+        except BaseException:
+            for path in (part, self._earlier_manifest):
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
+            raise
+        self._written = written
+        self._replaced = replaced
+        sync_directory(self.path)
+
+    def _keep_earlier(self) -> None:
+        """Give the earlier manifest a second name, by which it can come back."""
+        self._earlier_manifest.unlink(missing_ok=True)
+        try:
+            os.link(self._manifest, self._earlier_manifest, follow_symlinks=False)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            # A file system without hard links.
+            write_file(self._earlier_manifest, self._manifest.read_bytes())
+
+    def _discard(self, data: Path) -> None:
         with self._lock:
             self._aborted = True
-            self._remove_manifest()
+            try:
+                self._take_back()
+            finally:
+                self._begun.discard(data)
+                if not self._begun:
+                    self._let_go()
 
-    def _remove_manifest(self) -> None:
-        for name in (f"{MANIFEST}.part", MANIFEST):
-            (self.path / name).unlink(missing_ok=True)
+    def _take_back(self) -> None:
+        """Remove our manifest; the earlier one comes back, if its files are there."""
+        own, self._written = self._written, None
+        if own is None:
+            return
+        self._replaced = frozenset()
+        if self._held is not None and own.is_at(self._manifest):
+            with suppress(FileNotFoundError):
+                self._earlier_manifest.replace(self._manifest)
+        remove_own(self._manifest, own)
+        sync_directory(self.path)
+
+    def _remove_earlier(self) -> None:
+        """Remove what this snapshot has replaced. The next run does where this fails."""
+        if self._written is None:
+            return
+        with suppress(OSError):
+            self._earlier_manifest.unlink(missing_ok=True)
+        for name in self._replaced:
+            if _OURS.fullmatch(name):
+                with suppress(OSError):
+                    (self.path / name).unlink(missing_ok=True)
+        self._replaced = frozenset()
+
+
+def snapshot_files(directory: Path) -> list[Path]:
+    """Return the files of the snapshot in *directory*, first its manifest.
+
+    Those that the manifest names, if it can be read, and those that have the names
+    of files of a snapshot: a run that writes another one removes them.
+    """
+    names = _files_of(directory) or set()
+    with suppress(OSError):
+        names |= {each for each in os.listdir(directory) if _OURS.fullmatch(each)}
+    return [directory / MANIFEST, *(directory / name for name in sorted(names))]
+
+
+def _files_of(directory: Path) -> set[str] | None:
+    """Return what the manifest names; None if it cannot be read."""
+    try:
+        entries = read_manifest(directory)
+    except FileNotFoundError:
+        return set()
+    except (OSError, ValueError):
+        return None
+    return {name for each in entries for name in (each.data, each.config) if name}
+
+
+def _remove_left(directory: Path) -> None:
+    """Remove what runs have left that were killed. Nobody else may be writing there."""
+    if (named := _files_of(directory)) is None:
+        return
+    for each in directory.iterdir():
+        if each.name not in named and _OURS.fullmatch(each.name):
+            with suppress(OSError):
+                each.unlink()
+    for suffix in (".old", ".part"):
+        with suppress(OSError):
+            (directory / f"{MANIFEST}{suffix}").unlink(missing_ok=True)
 
 
 def _entry(name: str, device: DeviceResult) -> Entry:
