@@ -28,7 +28,7 @@ import trio.testing
 
 from trio_vfio import NullSink, open_incoming
 from trio_vfio.__main__ import main
-from trio_vfio._cli import _main, _migration
+from trio_vfio._cli import _list_devices, _main, _migration
 from trio_vfio._cli._migration import MigrationCommand
 from trio_vfio._cli._output import (
     Diagnostics,
@@ -416,7 +416,7 @@ def test_broken_pipe_of_a_device_is_no_lost_result(
     async def fail() -> None:
         raise BrokenPipeError(errno.EPIPE, "Broken pipe", "the device")
 
-    monkeypatch.setattr("trio_vfio._cli._list_devices.kernel_devices", fail)
+    monkeypatch.setattr(_list_devices, "kernel_devices", fail)
     assert _main.run_command(["devices"]) == 1
     error = "EPIPE: Broken pipe: the device"
     assert capsys.readouterr() == ("", f"trio-vfio: error: {error}\n")
