@@ -317,6 +317,20 @@ def test_file_that_is_stdout_is_refused(here: Path) -> None:
     assert b"the device 'DEV' and stdout share a file" in done.stderr
 
 
+def test_stderr_that_is_closed_is_no_place(here: Path) -> None:
+    """Nor a mistake. Its number may be no device's."""
+    line = 'exec "$@" 2>&-'
+    command = command_line("load", "snapshot", "null:", "--quiet")
+    done = subprocess.run(
+        ["/bin/sh", "-c", line, "sh", *command],
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0
+    assert b"completed after " in done.stdout
+
+
 async def test_receive_to_stdout_says_the_result_on_stderr(here: Path) -> None:
     arguments = ["tcp:127.0.0.1:0", "--device=a/vfio=fd:1", "--quiet", "--json"]
     async with running("receive", *arguments) as there:

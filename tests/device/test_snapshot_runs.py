@@ -288,10 +288,35 @@ async def test_name_that_another_run_has_taken_since_fails_begin(
     await SnapshotDirectory(tmp_path)(B, 0).begin()
 
 
+async def test_name_that_is_taken_leaves_the_directory_to_devices_that_began(
+    tmp_path: Path,
+) -> None:
+    snapshot = SnapshotDirectory(tmp_path)
+    late = snapshot(A, 0)
+    await snapshot(B, 0).begin()
+    late.path.write_bytes(b"another's")
+    with pytest.raises(FileExistsError):
+        await late.begin()
+    with pytest.raises(OSError, match="is writing there"):
+        await SnapshotDirectory(tmp_path)(B, 0).begin()
+
+
+async def test_manifest_of_no_device_that_cannot_be_written_locks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_snapshot, "write_file", fail)
+    with pytest.raises(OSError, match="No space"):
+        await SnapshotDirectory(tmp_path).write_manifest(result_of())
+    await SnapshotDirectory(tmp_path)(B, 0).begin()
+
+
 async def test_files_that_are_not_of_a_snapshot_stay(old: Path) -> None:
     """Even if a manifest, which may be anybody's, names them."""
     (old / "notes").write_bytes(b"mine")
-    text = (old / "manifest.json").read_text().replace(data_name(A, 0), "notes", 1)
+    text = (old / "manifest.json").read_text().replace(data_name(B, 0), "notes", 1)
     (old / "manifest.json").write_text(text)
     snapshot = SnapshotDirectory(old)
     await save(snapshot, "new")
