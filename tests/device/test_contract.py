@@ -100,8 +100,46 @@ async def test_files(tmp_path: Path) -> None:
         return sink.path.read_bytes()
 
     await check_state_sink(lambda: FileSink(next(paths)), read_back)
-    # Of the six devices of the check, two finished and were not aborted.
-    assert sorted(os.listdir(tmp_path)) == ["0.state", "0.state.config", "1.state"]
+    # Of the seven devices of the check, three finished and were not aborted.
+    left = ["0.state", "0.state.config", "1.state", "6.state"]
+    assert sorted(os.listdir(tmp_path)) == left
+
+
+@pytest.mark.parametrize("opens", [pipe, connection])
+async def test_pipe_refuses_another_attempt_once_it_was_written_to(
+    opens: Callable[[], tuple[int, int]],
+) -> None:
+    reader, writer = opens()
+    device = FdSink(writer)
+    # Nothing has gone yet.
+    for _ in range(2):
+        await device.begin()
+        await device.abort()
+    await device.begin()
+    await device.write(iter([memoryview(b"abc")]))
+    await device.abort()
+    with pytest.raises(OSError, match="an earlier migration has written to it"):
+        await device.begin()
+    assert os.get_blocking(writer)
+    os.close(reader)
+    os.close(writer)
+
+
+async def test_memfd_starts_afresh_where_it_began() -> None:
+    """What was there stays, and nothing of the first attempt does."""
+    fd = os.memfd_create("state")
+    os.write(fd, b"kept")
+    device = FdSink(fd)
+    await device.begin()
+    await device.write(iter([memoryview(b"first attempt")]))
+    await device.load_config(b"config")
+    await device.abort()
+    await device.begin()
+    assert device.config is None
+    await device.write(iter([memoryview(b"second")]))
+    await device.finish()
+    assert os.pread(fd, 100, 0) == b"keptsecond"
+    os.close(fd)
 
 
 async def test_a_snapshot(tmp_path: Path) -> None:

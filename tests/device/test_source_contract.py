@@ -97,6 +97,28 @@ async def test_a_descriptor_that_must_be_fed(
         nursery.cancel_scope.cancel(reason="the check is over")
 
 
+@pytest.mark.parametrize("opens", [pipe, connection])
+async def test_pipe_refuses_another_attempt_once_it_was_read(
+    closing: ExitStack, opens: Callable[[], tuple[int, int]]
+) -> None:
+    reader, writer = opens()
+    closing.callback(os.close, reader)
+    closing.callback(os.close, writer)
+    source = FdSource(reader)
+    # Nothing was read yet.
+    for _ in range(2):
+        await source.begin()
+        await source.abort()
+    os.write(writer, b"abc")
+    await source.begin()
+    await source.stop()
+    assert await source.read_into([memoryview(bytearray(2))]) == [2]
+    await source.abort()
+    with pytest.raises(OSError, match="an earlier migration has read from it"):
+        await source.begin()
+    assert os.get_blocking(reader)
+
+
 @precopies
 async def test_a_file(tmp_path: Path, precopy_bytes: int) -> None:
     path = tmp_path / "dev"

@@ -28,6 +28,8 @@ class Sound:
 
     async def begin(self) -> None:
         await trio.lowlevel.checkpoint()
+        self.data = b""
+        self.aborting = trio.Event()
 
     async def write(self, buffers: Iterator[memoryview]) -> None:
         for buffer in buffers:
@@ -298,6 +300,25 @@ class FailsToAbortAWrite(Sound):
         await super().abort()
 
 
+class KeepsAnAttempt(Sound):
+    """It goes on with what it has when it is begun again."""
+
+    async def begin(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+class HangsInASecondBegin(Sound):
+    async def begin(self) -> None:
+        if self.aborting.is_set():
+            await trio.sleep_forever()
+
+
+class RefusesAnotherAttempt(Sound):
+    async def begin(self) -> None:
+        if self.aborting.is_set():
+            raise OSError(errno.ESPIPE, "Illegal seek")
+
+
 async def read_back(sink: StateSink) -> bytes:
     assert isinstance(sink, Sound)
     return sink.data
@@ -307,6 +328,7 @@ async def test_a_sound_device_passes(autojump_clock: MockClock) -> None:
     await check_state_sink(Sound, read_back)
     await check_state_sink(Sound)
     await check_state_sink(GathersAll, read_back)
+    await check_state_sink(RefusesAnotherAttempt, read_back)
     assert trio.current_time() == 0
 
 
@@ -355,6 +377,8 @@ async def test_what_others_write_is_part_of_it(
         (CannotAbortAfterACancel, "abort after a cancelled write raised OSError(16"),
         (AbortEndsNothing, "write was aborted and had not left 10 s later"),
         (FailsToAbortAWrite, "abort during a write raised OSError(16"),
+        (KeepsAnAttempt, "is something left of an attempt that was aborted?"),
+        (HangsInASecondBegin, "begin after abort did not end within 10 s"),
     ],
 )
 async def test_what_is_wrong_is_said(

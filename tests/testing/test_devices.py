@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_vfio.testing import Call, ContractViolation, SimulatedSink
+from trio_vfio.testing import Call, ContractViolation, DeviceFault, SimulatedSink
 
 MIB = 1024 * 1024
 
@@ -212,7 +212,7 @@ async def test_calls_out_of_order(calls: str, complaint: str) -> None:
 @pytest.mark.parametrize(
     ("failing", "following", "complaint"),
     [
-        ("begin", "begin", "begin after a begin that failed or was cancelled"),
+        ("begin", "write", "write after a begin that failed or was cancelled"),
         ("begin", "abort", "abort after a begin that failed or was cancelled"),
         ("write", "finish", "finish after a call that failed or was cancelled"),
     ],
@@ -228,6 +228,21 @@ async def test_calls_after_one_that_failed(
     with pytest.raises(ContractViolation) as raised:
         await drive(device, following)
     assert str(raised.value) == complaint
+
+
+@pytest.mark.parametrize("failing", ["begin", "write"])
+async def test_begin_starts_afresh_after_a_failure(failing: str) -> None:
+    fault = DeviceFault(failing, errno=errno.EIO, at_call=0)
+    device = SimulatedSink(faults=[fault])
+    with pytest.raises(OSError, match="Input/output"):
+        await drive(device, *(["begin"] if failing == "write" else []), failing)
+    if failing == "write":
+        await device.abort()
+    await drive(device, "begin")
+    assert (device.loaded, device.aborted, device.config) == (b"", False, None)
+    await drive(device, "write", "finish")
+    assert device.finished
+    assert device.violations == []
 
 
 async def test_abort_may_follow_a_call_that_failed() -> None:

@@ -30,6 +30,10 @@ class Sound:
 
     async def begin(self) -> bool:
         await trio.lowlevel.checkpoint()
+        self.rest = STATE
+        self.given = 0
+        self.stopped = False
+        self.aborting = trio.Event()
         return True
 
     async def pending(self) -> Pending:
@@ -66,6 +70,30 @@ class Sound:
     async def abort(self) -> None:
         self.aborting.set()
         await trio.lowlevel.checkpoint()
+
+
+class KeepsAnAttempt(Sound):
+    """It goes on where it was when it is begun again."""
+
+    async def begin(self) -> bool:
+        await trio.lowlevel.checkpoint()
+        self.given = 0
+        self.stopped = False
+        return True
+
+
+class HangsInASecondBegin(Sound):
+    async def begin(self) -> bool:
+        if self.aborting.is_set():
+            await trio.sleep_forever()
+        return True
+
+
+class RefusesAnotherAttempt(Sound):
+    async def begin(self) -> bool:
+        if self.aborting.is_set():
+            raise OSError(errno.ESPIPE, "Illegal seek")
+        return True
 
 
 class FailsToBegin(Sound):
@@ -324,6 +352,7 @@ async def test_a_sound_source_passes(autojump_clock: MockClock) -> None:
         Sound, STATE, config=CONFIG, precopy_bytes=PRECOPY, make_waiting=Waits
     )
     await check_state_source(Sound)
+    await check_state_source(RefusesAnotherAttempt)
     assert trio.current_time() == 0
 
 
@@ -346,6 +375,8 @@ async def test_a_source_that_has_ever_more_before_stop_passes(
     ("source", "complaint"),
     [
         (FailsToBegin, "begin raised OSError(5, 'Input/output error')"),
+        (KeepsAnAttempt, "after an attempt that was aborted: begin must start afresh"),
+        (HangsInASecondBegin, "begin after abort did not end within 10 s"),
         (BeginsWithoutAWord, "begin returned None; it must say whether"),
         (SaysNoPreCopy, "begin returned False, but 5000 bytes may come before stop"),
         (OddPending, "pending raised ValueError('initial_bytes cannot be -1')"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Sequence
@@ -53,7 +54,9 @@ class FdSource:
     _precopy: PreCopy = attrs.field(init=False)
     _worker: Worker = attrs.field(factory=Worker, init=False)
     _began_at: int | None = attrs.field(default=None, init=False)
-    """Its offset at `begin`; None for what has none, as pipes and sockets."""
+    """Its offset at the first `begin`; None for pipes and sockets, which have none."""
+    _is_read: bool = attrs.field(default=False, init=False)
+    """Whether any data was read. A worker thread sets it."""
 
     def __attrs_post_init__(self) -> None:
         self._precopy = PreCopy(self.precopy_bytes)
@@ -61,18 +64,22 @@ class FdSource:
     async def begin(self) -> bool:
         """Make the descriptor non-blocking.
 
-        If this fails or is cancelled, nothing has changed.
+        After another migration, a descriptor that can seek goes back to where it was at
+        the first `begin`. If this fails or is cancelled, nothing has changed.
 
         Raises:
-          OSError: if it is no open descriptor.
+          OSError: if it is no open descriptor. ESPIPE if another migration has read
+            from it, and it cannot go back.
 
         Returns: whether there is anything to read before `stop`.
         """
-        await trio.lowlevel.checkpoint()
+        await self._worker.restart()
+        self._start_afresh()
         self._lent.take()
         # ESPIPE
         with suppress(OSError):
             self._began_at = os.lseek(self._lent.fd, 0, os.SEEK_CUR)
+        self._precopy = PreCopy(self.precopy_bytes)
         return self.precopy_bytes > 0
 
     async def pending(self) -> Pending:
@@ -108,7 +115,7 @@ class FdSource:
             await trio.lowlevel.checkpoint()
             return []
         counts = await self._worker.run(
-            read_buffers, self._lent.fd, allowed, self._worker.check
+            read_buffers, self._lent.fd, allowed, self._worker.check, self._mark_read
         )
         self._precopy.read(counts)
         return counts
@@ -121,7 +128,14 @@ class FdSource:
         Raises:
           OSError: as by `read_into`.
         """
-        await self._worker.run(read_all, self._lent.fd, buffers, self._worker.check)
+        await self._worker.run(
+            read_all,
+            self._lent.fd,
+            buffers,
+            self._worker.check,
+            None,
+            self._mark_read,
+        )
 
     async def stop(self) -> None:
         """Let everything be read from now on, to the end of the data.
@@ -151,8 +165,8 @@ class FdSource:
         """End a read that is under way, and leave the descriptor as it was.
 
         It is blocking again, if it was. A descriptor that can seek goes back to
-        where it was at `begin`, so that the migration can be tried again with a
-        new source. What was read from a pipe or a socket is gone.
+        where it was at `begin`, so that the migration can be tried again. What was
+        read from a pipe or a socket is gone.
 
         If cancelled, the read ends all the same, but the descriptor may stay
         non-blocking and where the read left it.
@@ -167,6 +181,16 @@ class FdSource:
             stack.callback(self._lent.give_back)
             if self._began_at is not None:
                 os.lseek(self._lent.fd, self._began_at, os.SEEK_SET)
+
+    def _mark_read(self) -> None:
+        self._is_read = True
+
+    def _start_afresh(self) -> None:
+        if self._began_at is not None:
+            os.lseek(self._lent.fd, self._began_at, os.SEEK_SET)
+        elif self._is_read:
+            text = "an earlier migration has read from it, and it cannot go back"
+            raise OSError(errno.ESPIPE, text)
 
     def _rest(self) -> int | None:
         """How much is left to read, where that can be known."""

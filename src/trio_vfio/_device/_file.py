@@ -59,11 +59,13 @@ class FileSink:
     async def begin(self) -> None:
         """Open the data file under its temporary name.
 
-        If this fails or is cancelled, there is no such file.
+        After a migration that has failed, or any other, this starts afresh. If this
+        fails or is cancelled, there is no such file.
 
         Raises:
           OSError: if it cannot be made.
         """
+        await self._worker.restart()
         await self._worker.run(self._open)
 
     async def write(self, buffers: Iterator[memoryview]) -> None:
@@ -129,6 +131,10 @@ class FileSink:
     def _open(self) -> None:
         if self._before_open is not None:
             self._before_open()
+        # Of another migration: no concern of this one's `finish` and `abort`.
+        self._close()
+        self._has_config = False
+        self._placed.clear()
         # Left by a process that was killed; nobody else would remove it if no
         # config blob comes this time.
         self._config_part.unlink(missing_ok=True)

@@ -73,6 +73,10 @@ class FileSource:
     _config: bytes = attrs.field(default=b"", init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        """Forget all that was read."""
         self._precopy = PreCopy(self.precopy_bytes)
         self._expected = Expected("data", self.path, self._size, self._sha256)
 
@@ -84,6 +88,8 @@ class FileSource:
     async def begin(self) -> bool:
         """Open the data file, and read the config file.
 
+        After a migration that has failed, or any other, this starts afresh.
+
         If this fails or is cancelled, no file is open.
 
         Raises:
@@ -93,6 +99,7 @@ class FileSource:
 
         Returns: whether there is anything to read before `stop`.
         """
+        await self._worker.restart()
         await self._worker.run(self._open)
         return self.precopy_bytes > 0
 
@@ -155,7 +162,7 @@ class FileSource:
     async def abort(self) -> None:
         """End a call that is under way, and close the file.
 
-        Nothing was changed, so the migration can be tried again with a new
+        Nothing was changed, so the migration can be tried again, also with this
         source. If cancelled, the call ends all the same, but the file may stay
         open.
         """
@@ -168,6 +175,8 @@ class FileSource:
     # What follows runs in worker threads.
 
     def _open(self) -> None:
+        self._close()
+        self._forget()
         self._config = self._read_config()
         file = open_regular(self.path, follow_links=self._follow_links)
         try:

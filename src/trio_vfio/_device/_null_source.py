@@ -39,11 +39,12 @@ class NullSource:
     _given: int = attrs.field(default=0, init=False)
 
     async def begin(self) -> bool:
-        """Do nothing.
+        """Start with the first zero, also after a migration that has failed.
 
-        Returns: False, for there is no pre-copy.
+        Returns: False, because there is no pre-copy.
         """
         await trio.lowlevel.checkpoint()
+        self._given = 0
         return False
 
     async def pending(self) -> Pending:

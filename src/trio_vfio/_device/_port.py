@@ -70,7 +70,12 @@ class StateSink(Protocol):
 
     Only `abort` may come at any time after `begin` was called, also while
     another call is under way or after `finish` returned. It comes at most once,
-    and nothing comes after it. A session that succeeds never calls it.
+    and nothing of this session comes after it. A session that succeeds never calls it.
+
+    Another session may call `begin` again after an `abort`, or after a `begin` that has
+    raised: a migration that has failed is tried again. Then `begin` starts afresh, and
+    nothing of the earlier attempt is part of the state. A device that cannot do so, as a
+    pipe that was written to, raises at once in `begin`.
 
     Cancellation: a session is cancelled at any moment, by a fault elsewhere or
     by its user. A call that changes the device must then be seen to end, so it
@@ -152,8 +157,12 @@ class StateSource(Protocol):
     at a time.
 
     Only `abort` may come at any time after `begin` was called, also while another
-    call is under way. It comes at most once, and nothing comes after it. A session
-    that succeeds never calls it; it never comes after `finish`.
+    call is under way. It comes at most once, and nothing of this session comes after it.
+    A session that succeeds never calls it; it never comes after `finish`.
+
+    Another session may call `begin` again, as for a `StateSink`: the source then gives
+    its state from the beginning, or raises at once in `begin`, as a pipe does of which
+    something was read.
 
     Cancellation and errors: as for a `StateSink`.
     """

@@ -35,7 +35,10 @@ class _Ending(enum.Enum):
 
 
 def read_buffers(
-    fd: int, buffers: Sequence[memoryview], check: Callable[[], None]
+    fd: int,
+    buffers: Sequence[memoryview],
+    check: Callable[[], None],
+    on_first: Callable[[], None] | None = None,
 ) -> list[int]:
     """Fill *buffers*, none of them empty, one after another from *fd*.
 
@@ -46,6 +49,7 @@ def read_buffers(
     Args:
       check: called before each system call that may take long; what it raises
         ends the reading. What was read by then is lost to the caller.
+      on_first: called when the first data has come.
 
     Raises:
       OSError: if a read fails. The text says how much of the buffer was read
@@ -56,7 +60,7 @@ def read_buffers(
         now; ENOMSG says that at once. A 0, always the last number, says that the
         data has ended; where there is no buffer left for it, the next call does.
     """
-    reading = _Reading(fd, check)
+    reading = _Reading(fd, check, on_first)
     counts: list[int] = []
     for buffer in buffers:
         count = reading.fill(buffer)
@@ -75,6 +79,7 @@ def read_all(
     buffers: Buffers,
     check: Callable[[], None],
     on_data: Callable[[memoryview], None] | None = None,
+    on_first: Callable[[], None] | None = None,
 ) -> bool:
     """Fill one buffer after another from *fd*, until its data has ended.
 
@@ -83,6 +88,7 @@ def read_all(
     Args:
       check: as for `read_buffers`.
       on_data: called with what was read into each.
+      on_first: called when the first data of each has come.
 
     Raises:
       OSError: as by `read_buffers`; and if there is no more data, but no end of it.
@@ -90,7 +96,7 @@ def read_all(
     Returns: whether it has; False: there are no more buffers.
     """
     while (buffer := buffers.take()) is not None:
-        reading = _Reading(fd, check)
+        reading = _Reading(fd, check, on_first)
         count = reading.fill(buffer)
         if count:
             if on_data is not None:
@@ -110,6 +116,7 @@ class _Reading:
 
     fd: int
     check: Callable[[], None]
+    on_first: Callable[[], None] | None
     ending: _Ending | None = attrs.field(default=None, init=False)
     _has_data: bool = attrs.field(default=False, init=False)
     _patience: float = attrs.field(factory=lambda: LINGER, init=False)
@@ -134,6 +141,8 @@ class _Reading:
             if count == 0:
                 self.ending = _Ending.DATA
                 continue
+            if not self._has_data and self.on_first is not None:
+                self.on_first()
             self._has_data = True
             done += count
             refused = False

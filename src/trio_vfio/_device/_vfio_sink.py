@@ -72,7 +72,8 @@ class VfioSink(OnHost):
     async def begin(self) -> None:
         """Open the device, if it is not open, and make it ready (RESUMING).
 
-        One that was left with state, or has failed, is reset first. If this fails,
+        One that was left with state, or has failed, is reset first, so a migration that
+        has failed can be tried again with this sink. If this fails,
         the device runs and is closed, or the text says that it is lost. If cancelled
         before it began, nothing has changed.
 
@@ -80,6 +81,7 @@ class VfioSink(OnHost):
           ValueError: if it cannot be a device.
           OSError: if it cannot be opened or made ready.
         """
+        await self._worker.restart()
         await self._worker.run(self._begin)
 
     async def write(self, buffers: Iterator[memoryview]) -> None:
@@ -164,6 +166,7 @@ class VfioSink(OnHost):
     # What follows runs in worker threads.
 
     def _begin(self) -> None:
+        self.config = None
         with self._host.prepare(undo=self._undo) as transitions:
             if self._host.device.state() not in _CLEAN:
                 transitions.discard()

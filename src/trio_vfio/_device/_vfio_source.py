@@ -71,6 +71,8 @@ class VfioSource(OnHost):
     async def begin(self) -> bool:
         """Open the device, if it is not open, and begin to save it (PRE_COPY).
 
+        A migration that has failed can be tried again with this source.
+
         If this fails, the device is as it was, and closed, or the text says what
         became of it. If cancelled before it began, nothing has changed.
 
@@ -81,6 +83,7 @@ class VfioSource(OnHost):
 
         Returns: whether it gives data before `stop`.
         """
+        await self._worker.restart()
         return await self._worker.run(self._begin)
 
     async def pending(self) -> Pending:

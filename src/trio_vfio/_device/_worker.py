@@ -41,6 +41,14 @@ class Worker:
     # Written in Trio's thread, read in the worker.
     _stopped: bool = attrs.field(default=False, init=False)
 
+    async def restart(self) -> None:
+        """Make ready for calls again after an abort. Waits until no call is under way.
+
+        If cancelled, nothing has changed.
+        """
+        await self.wait_idle()
+        self._stopped = False
+
     async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """Call *function* in a thread and wait until it has ended.
 

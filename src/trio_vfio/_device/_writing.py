@@ -32,7 +32,10 @@ QUICK: Final = 0.001
 
 @as_batch()
 def write_buffers(
-    fd: int, buffers: Iterator[memoryview], check: Callable[[], None]
+    fd: int,
+    buffers: Iterator[memoryview],
+    check: Callable[[], None],
+    on_first: Callable[[], None] | None = None,
 ) -> None:
     """Write all of *buffers* to *fd*, each of them whole before the next is asked for.
 
@@ -46,6 +49,8 @@ def write_buffers(
     Args:
       check: called before each system call that may take long; what it raises
         ends the writing. Part of what it was given may be written then.
+      on_first: called when the first data is written, but not for a file, where
+        others may write.
 
     Raises:
       OSError: if a write fails or accepts nothing. The text says how much of
@@ -73,6 +78,9 @@ def write_buffers(
             # Trying again, as QEMU 10 does, may go on for ever.
             nothing = OSError(errno.EIO, "the descriptor accepted 0 bytes")
             raise with_progress(nothing, *run.partly())
+        if on_first is not None:
+            on_first()
+            on_first = None
         run.written(count)
         refused = False
 

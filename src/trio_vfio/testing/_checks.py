@@ -13,6 +13,7 @@ from .._device._port import QuickWriter, StateSink
 from ._contract import (
     PATIENCE,
     CallInTask,
+    begins_again,
     call,
     complaint,
     first_difference,
@@ -42,7 +43,8 @@ async def check_state_sink(
     With a device that works in threads, run it on Trio's own clock: an autojump
     clock jumps past what a thread still does. A call that neither ends by itself
     nor by ``abort`` hangs the check. If a device lets others write while it waits,
-    another thread does, in the middle of each run.
+    another thread does, in the middle of each run. One device is begun again after an
+    abort: it may refuse that in ``begin``.
 
     Args:
       make: returns a new device that was not begun, and does no I/O.
@@ -58,6 +60,7 @@ async def check_state_sink(
     await _check_abort_after_finish(make())
     await _check_cancelled_write(make())
     await _check_aborted_write(make())
+    await _check_another_attempt(make(), read_back)
 
 
 @final
@@ -185,6 +188,22 @@ async def _check_abort_after_finish(sink: StateSink) -> None:
     await call("finish", sink.finish())
     # Another device of the migration may fail when this one is complete.
     await call("abort after finish", sink.abort())
+
+
+async def _check_another_attempt(sink: StateSink, read_back: ReadBack | None) -> None:
+    await call("begin", sink.begin())
+    await _write(sink, [_PIECE] * 3)
+    await call("load_config", sink.load_config(_CONFIG))
+    await call("abort after load_config", sink.abort())
+    # It may say that it cannot, which costs nobody anything: the guest still runs.
+    if not await begins_again(sink.begin()):
+        return
+    state = _PIECE[::-1]
+    await _write(sink, [state])
+    await call("finish of another attempt", sink.finish())
+    if read_back is not None:
+        hint = "is something left of an attempt that was aborted? begin must start"
+        _compare(state, await read_back(sink), f"{hint} afresh, or raise")
 
 
 async def _check_cancelled_write(sink: StateSink) -> None:

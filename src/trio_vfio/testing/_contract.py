@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar, TypeVarTuple, final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeVar, TypeVarTuple, cast, final
 
 import attrs
 import trio
@@ -31,6 +31,22 @@ async def call(what: str, awaitable: Awaitable[T]) -> T:
     raise AssertionError(f"{what} did not end within {PATIENCE:g} s")
 
 
+async def begins_again(begin: Awaitable[T]) -> list[T]:
+    """Begin with a device that was aborted.
+
+    Returns: what that returns, in a list, which is empty if the device refuses.
+
+    Raises:
+      AssertionError: if it does neither in time.
+    """
+    with trio.move_on_after(PATIENCE):
+        try:
+            return [await begin]
+        except Exception:  # noqa: BLE001 (whatever a device raises)
+            return []
+    raise AssertionError(f"begin after abort did not end within {PATIENCE:g} s")
+
+
 async def complaint(what: str, awaitable: Awaitable[object]) -> AssertionError | None:
     """Make a call that must end well; return what is wrong with it.
 
@@ -49,6 +65,35 @@ def first_difference(one: bytes | bytearray, other: bytes) -> int | None:
         return None
     pairs = enumerate(zip(one, other, strict=False))
     return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+# Asked, although it is declared, for whoever runs this may have no type checker.
+
+
+def is_a(kind: type, value: object) -> bool:
+    return isinstance(value, kind)
+
+
+def _is_list_of_int(value: object) -> bool:
+    return isinstance(value, list) and all(
+        type(each) is int for each in cast("list[object]", value)
+    )
+
+
+def check_counts(
+    what: str, buffers: Sequence[memoryview], counts: Sequence[int]
+) -> None:
+    returned = f"{what} returned {counts!r}"
+    require(_is_list_of_int(counts), f"{returned}, not a list of int")
+    require(len(counts) <= len(buffers), f"{returned}: one number a buffer at most")
+    require(
+        all(
+            0 <= count <= len(buffer)
+            for count, buffer in zip(counts, buffers, strict=False)
+        ),
+        f"{returned} for buffers of {[len(buffer) for buffer in buffers]} bytes",
+    )
+    require(0 not in counts[:-1], f"{returned}: a 0 is always the last number")
 
 
 @final

@@ -8,10 +8,10 @@ from typing import ClassVar, Final, final
 import attrs
 import trio
 
-from ._simulation import LegalCalls, Simulation, Stage
+from ._simulation import MAY_BEGIN, LegalCalls, Simulation, Stage
 
 _LEGAL: Final[LegalCalls] = {
-    "begin": (frozenset({Stage.NEW}), Stage.READY),
+    "begin": (MAY_BEGIN, Stage.READY),
     "write": (frozenset({Stage.READY}), Stage.READY),
     "load_config": (frozenset({Stage.READY}), Stage.CONFIGURED),
     "finish": (frozenset({Stage.READY, Stage.CONFIGURED}), Stage.FINISHED),
@@ -47,7 +47,7 @@ class SimulatedSink(Simulation):
 
     @property
     def loaded(self) -> bytes:
-        """All data that was accepted, in order; stays after an abort."""
+        """All data that was accepted, in order; stays until the next `begin`."""
         return bytes(self._accepted)
 
     async def begin(self) -> None:
@@ -86,6 +86,11 @@ class SimulatedSink(Simulation):
             self._record("load_config", len(blob))
             await self._step("load_config", self._seconds())
             self.config = blob
+
+    def _start_afresh(self) -> None:
+        super()._start_afresh()
+        self.config = None
+        self._accepted.clear()
 
     def _bytes_done(self) -> int:
         return len(self._accepted)

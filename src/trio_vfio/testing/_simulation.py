@@ -45,6 +45,9 @@ class Stage(enum.Enum):
     ABORTED = "after abort"
 
 
+MAY_BEGIN: Final = frozenset({Stage.NEW, Stage.NEVER_BEGUN, Stage.ABORTED})
+"""Stages from which ``begin`` is legal: a migration that has failed is tried again."""
+
 # From which stages a call is legal, and which it leads to.
 LegalCalls: TypeAlias = Mapping[str, tuple[frozenset[Stage], Stage]]
 
@@ -105,9 +108,9 @@ class Simulation(abc.ABC):
     calls: list[Call] = attrs.field(factory=list[Call], init=False)
     """Every call, and for data every buffer in its place, in order."""
     finished: bool = attrs.field(default=False, init=False)
-    """Whether ``finish`` did what it is for; stays so after an abort."""
+    """Whether ``finish`` did what it is for; stays so until the next ``begin``."""
     aborted_at: float | None = attrs.field(default=None, init=False)
-    """When it was aborted, in Trio's time."""
+    """When it was aborted, in Trio's time; None after the next ``begin``."""
     violations: list[str] = attrs.field(factory=list[str], init=False)
     """What every `ContractViolation` said that was raised, in order: also where who
     called the device has swallowed it."""
@@ -177,6 +180,12 @@ class Simulation(abc.ABC):
     def _bytes_done(self) -> int:
         """How many bytes have gone over."""
 
+    def _start_afresh(self) -> None:
+        """Forget an earlier migration, but for what tests look at."""
+        self.finished = False
+        self.aborted_at = None
+        self._abort_called = trio.Event()
+
     def _leads_to(self, name: str) -> Stage:
         _, stage = self._legal[name]
         return stage
@@ -214,6 +223,7 @@ class Simulation(abc.ABC):
         self._check_legal(name)
         self._count(name)
         if name == "begin":
+            self._start_afresh()
             self._begun_at = trio.current_time()
         self._running = name
         after = Stage.NEVER_BEGUN if name == "begin" else Stage.BROKEN

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Final, cast, final
+from collections.abc import Callable
+from typing import Final, final
 
 import attrs
 import trio
@@ -13,9 +13,12 @@ from .._device._port import Pending, ReadsAll, StateSource
 from ._contract import (
     PATIENCE,
     CallInTask,
+    begins_again,
     call,
+    check_counts,
     complaint,
     first_difference,
+    is_a,
     require,
 )
 from ._lent_memory import LentMemory
@@ -47,7 +50,8 @@ async def check_state_source(
     Each part of the check makes a new source and leaves it finished or aborted.
     With a source that works in threads, run it on Trio's own clock: an autojump
     clock jumps past what a thread still does. A call that neither ends by itself
-    nor by ``abort`` hangs the check.
+    nor by ``abort`` hangs the check. One source is begun again after an abort: it may
+    refuse that in ``begin``.
 
     Args:
       make: returns a new source that was not begun, and does no I/O.
@@ -81,6 +85,7 @@ async def check_state_source(
     if reads_all:
         await _check_read_all(make(), facts)
         await _check_no_more_buffers(make())
+    await _check_another_attempt(make(), facts)
 
 
 @attrs.frozen
@@ -127,7 +132,7 @@ class _Reader:
         # A source that writes late, or has kept the buffers of another read.
         self._require_untouched(f"between two reads, before the {what}")
         counts = await call(what, self._source.read_into(buffers))
-        _check_counts(what, buffers, counts)
+        check_counts(what, buffers, counts)
         for buffer, count in zip(buffers, counts, strict=False):
             self.data += buffer[:count]
             buffer[:count] = _UNTOUCHED * count
@@ -155,39 +160,10 @@ class _Reader:
         require(at is None, f"memory was written to {where}: at byte {at}")
 
 
-# Asked, although it is declared, for whoever runs this may have no type checker.
-
-
-def _is_a(kind: type, value: object) -> bool:
-    return isinstance(value, kind)
-
-
-def _is_list_of_int(value: object) -> bool:
-    return isinstance(value, list) and all(
-        type(each) is int for each in cast("list[object]", value)
-    )
-
-
-def _check_counts(
-    what: str, buffers: Sequence[memoryview], counts: Sequence[int]
-) -> None:
-    returned = f"{what} returned {counts!r}"
-    require(_is_list_of_int(counts), f"{returned}, not a list of int")
-    require(len(counts) <= len(buffers), f"{returned}: one number a buffer at most")
-    require(
-        all(
-            0 <= count <= len(buffer)
-            for count, buffer in zip(counts, buffers, strict=False)
-        ),
-        f"{returned} for buffers of {[len(buffer) for buffer in buffers]} bytes",
-    )
-    require(0 not in counts[:-1], f"{returned}: a 0 is always the last number")
-
-
 async def _begin(source: StateSource, precopy_bytes: int | None = None) -> bool:
     precopy = await call("begin", source.begin())
     require(
-        _is_a(bool, precopy),
+        is_a(bool, precopy),
         f"begin returned {precopy!r}; it must say whether data comes before stop",
     )
     require(
@@ -205,7 +181,7 @@ async def _begin_and_stop(source: StateSource) -> None:
 async def _check_pending(source: StateSource) -> None:
     pending = await call("pending", source.pending())
     complaint = f"pending returned {pending!r}, not a Pending"
-    require(_is_a(Pending, pending), complaint)
+    require(is_a(Pending, pending), complaint)
 
 
 async def _read_precopy(
@@ -225,7 +201,7 @@ async def _read_precopy(
 
 async def _check_config(source: StateSource, config: bytes | None) -> None:
     blob = await call("config", source.config())
-    require(_is_a(bytes, blob), f"config returned {blob!r}, not bytes")
+    require(is_a(bytes, blob), f"config returned {blob!r}, not bytes")
     if config is not None:
         at = first_difference(config, blob)
         require(
@@ -247,14 +223,31 @@ def _check_same(got: bytearray, state: bytes | None, how: str) -> None:
 
 
 async def _check_whole_state(source: StateSource, facts: _Facts) -> None:
+    precopy = await _begin(source, facts.precopy_bytes)
+    await _read_whole(source, facts, precopy=precopy, how="before and after stop")
+
+
+async def _read_whole(
+    source: StateSource, facts: _Facts, *, precopy: bool, how: str
+) -> None:
     reader = _Reader(source, facts.size)
-    if await _begin(source, facts.precopy_bytes):
+    if precopy:
         await _read_precopy(source, reader, facts.precopy_bytes)
     await call("stop", source.stop())
     await reader.read_rest()
     await _check_config(source, facts.config)
     await call("finish", source.finish())
-    _check_same(reader.data, facts.state, "before and after stop")
+    _check_same(reader.data, facts.state, how)
+
+
+async def _check_another_attempt(source: StateSource, facts: _Facts) -> None:
+    await _begin_and_stop(source)
+    await _Reader(source, facts.size).read("after stop")
+    await call("abort between two reads", source.abort())
+    # It may say that it cannot, which costs nobody anything: the guest still runs.
+    for precopy in await begins_again(source.begin()):
+        how = "after an attempt that was aborted: begin must start afresh, or raise"
+        await _read_whole(source, facts, precopy=precopy, how=how)
 
 
 async def _check_no_precopy(source: StateSource, facts: _Facts) -> None:

@@ -11,11 +11,11 @@ import attrs
 import trio
 
 from .._device._port import Pending
-from ._simulation import LegalCalls, Simulation, Stage
+from ._simulation import MAY_BEGIN, LegalCalls, Simulation, Stage
 
 _LEGAL: Final[LegalCalls] = {
     # Or WITHOUT_PRECOPY, see `_leads_to`.
-    "begin": (frozenset({Stage.NEW}), Stage.READY),
+    "begin": (MAY_BEGIN, Stage.READY),
     # Where it was.
     "pending": (frozenset({Stage.READY, Stage.WITHOUT_PRECOPY}), Stage.READY),
     # Where it was, or to READ.
@@ -229,6 +229,11 @@ class SimulatedSource(Simulation):
         # A device that falls short knows of none of it.
         self._precopy_over = self._precopy_over or not self._short
         return [0]
+
+    def _start_afresh(self) -> None:
+        super()._start_afresh()
+        self.read = 0
+        self._stopped = self._precopy_over = self._short = self._ended = False
 
     def _bytes_done(self) -> int:
         return self.read
