@@ -115,3 +115,34 @@ def test_save_without_room_leaves_the_earlier_snapshot(
     assert ": EFBIG: " in capsys.readouterr().err
     assert sizes(snapshot) == [8 << 20]
     assert names(snapshot) == before
+
+
+def has_finished(directory: Path) -> bool:
+    """Whether a device has replaced earlier files."""
+    there = names(directory)
+    return any(name.endswith(".old") for name in there) and "a.part" not in there
+
+
+async def test_receive_that_fails_brings_back_files_of_devices_that_had_finished(
+    tmp_path: Path,
+) -> None:
+    """One device is whole before the other turns out to be cut short."""
+    (tmp_path / "a").write_bytes(b"earlier a")
+    (tmp_path / "a.config").write_bytes(b"earlier config")
+    (tmp_path / "b").write_bytes(b"earlier b")
+    read_end, write_end = os.pipe()
+    devices = [f"--device={name}/vfio=file:{tmp_path}/{name}" for name in "ab"]
+    async with running("receive", "tcp:127.0.0.1:0", *devices, *HOUR) as there:
+        address = await there.address()
+        sources = ["--device=a/vfio=null:1MiB", f"--device=b/vfio=fd:{read_end}"]
+        fds = (read_end,)
+        async with running("send", address, *sources, *HOUR, pass_fds=fds) as here:
+            while not has_finished(tmp_path):  # noqa: ASYNC110
+                await trio.sleep(0.005)
+            here.process.send_signal(signal.SIGINT)
+    os.close(read_end)
+    os.close(write_end)
+    assert (here.process.returncode, there.process.returncode) == (130, 1)
+    assert names(tmp_path) == ["a", "a.config", "b"]
+    for name, content in {"a": b"earlier a", "a.config": b"earlier config"}.items():
+        assert (tmp_path / name).read_bytes() == content

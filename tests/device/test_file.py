@@ -376,3 +376,55 @@ async def test_link_to_a_file_is_replaced(tmp_path: Path, dangling: bool) -> Non
     await drive(FileSink(tmp_path / "dev"), CALLS)
     assert not (tmp_path / "dev").is_symlink()
     assert target.exists() != dangling
+
+
+@pytest.mark.parametrize("config", [False, True])
+@pytest.mark.parametrize("earlier", ["", "dev", "dev.config", "dev dev.config"])
+async def test_earlier_files_come_back_with_an_abort_after_finish(
+    tmp_path: Path, config: bool, earlier: str
+) -> None:
+    """Where they are kept; and nothing else is left, whatever the end."""
+    before = dict.fromkeys(earlier.split(), b"old")
+    for name in before:
+        (tmp_path / name).write_bytes(b"old")
+    calls = [name for name in CALLS if config or name != "load_config"]
+    device = FileSink(tmp_path / "dev")
+    async with device.keeping_earlier():
+        await drive(device, calls)
+        await device.abort()
+        assert content(tmp_path) == before
+    assert content(tmp_path) == before
+
+    device = FileSink(tmp_path / "dev")
+    async with device.keeping_earlier():
+        await drive(device, calls)
+    after = content(tmp_path)
+    assert after == {"dev": b"abcdef", **({"dev.config": b"config"} if config else {})}
+    await device.abort()
+    assert content(tmp_path) == {}
+
+
+async def test_earlier_file_does_not_replace_what_another_sink_has_made(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "dev").write_bytes(b"old")
+    first, second = FileSink(tmp_path / "dev"), FileSink(tmp_path / "dev")
+    async with first.keeping_earlier():
+        await drive(first, CALLS)
+        await drive(second, CALLS)
+        await first.abort()
+    assert content(tmp_path) == {"dev": b"abcdef", "dev.config": b"config"}
+
+
+async def test_earlier_files_are_dropped_if_the_block_is_cancelled(
+    tmp_path: Path,
+) -> None:
+    """A migration that is complete stays so."""
+    (tmp_path / "dev").write_bytes(b"old")
+    device = FileSink(tmp_path / "dev")
+    with trio.CancelScope() as scope:
+        async with device.keeping_earlier():
+            await drive(device, CALLS)
+            scope.cancel()
+            await trio.lowlevel.checkpoint()
+    assert content(tmp_path) == {"dev": b"abcdef", "dev.config": b"config"}

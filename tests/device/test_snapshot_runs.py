@@ -15,7 +15,8 @@ import pytest
 import trio
 
 from trio_vfio._device import FileSink, SnapshotDirectory, _files, _snapshot
-from trio_vfio._device._snapshot import data_name, snapshot_files
+from trio_vfio._device._snapshot import data_name
+from trio_vfio._device._snapshot_files import snapshot_files
 
 from .snapshots import A, B, load, result_of
 

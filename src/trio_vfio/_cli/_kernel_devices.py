@@ -10,6 +10,7 @@ import click
 
 from .. import (
     DeviceError,
+    FileSink,
     StateSink,
     StateSource,
     VfioSink,
@@ -42,13 +43,16 @@ async def opened(devices: Sinks | Sources) -> AsyncGenerator[None]:
     """Have the kernel's devices among *devices* open while the block runs.
 
     So one that cannot be had is known before there is a peer, or a source has
-    stopped its guest.
+    stopped its guest. Files that are replaced are kept until the block ends: if the
+    migration fails then, they come back.
 
     Raises:
       DeviceError: if one cannot be opened.
     """
     async with AsyncExitStack() as stack:
         for key, device in devices.items():
+            if isinstance(device, FileSink):
+                await stack.enter_async_context(device.keeping_earlier())
             if isinstance(device, (VfioSink, VfioSource)):
                 await stack.enter_async_context(device)
                 try:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+import secrets
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final, final
 
 import attrs
+import trio
 
 from ._files import (
     FileId,
@@ -24,6 +26,9 @@ from ._writing import write_buffers
 
 # In place of a descriptor. System calls refuse it.
 _CLOSED: Final = -1
+
+_GRACE: Final = 10.0
+"""Seconds that a block may take to end which is cancelled."""
 
 
 @final
@@ -64,11 +69,32 @@ class FileSink:
     _config: FileId | None = attrs.field(default=None, init=False)
     """The config file, once it is written."""
     _placed: dict[Path, FileId] = attrs.field(factory=dict[Path, FileId], init=False)
+    _keeps: bool = attrs.field(default=False, init=False)
+    """Whether files that are replaced are kept until a block ends."""
+    _earlier: dict[Path, Path] = attrs.field(factory=dict[Path, Path], init=False)
+    """Where they are meanwhile, by their names."""
 
     @property
     def config_path(self) -> Path:
         """Where the config blob is after `finish`, if one came."""
         return beside(self.path, ".config")
+
+    @asynccontextmanager
+    async def keeping_earlier(self) -> AsyncGenerator[None]:
+        """Keep the files that `finish` replaces, for `abort` to bring back.
+
+        A migration may fail after this device has finished, by another device. The
+        files are kept until the block ends, so put the whole migration into it. They
+        get a second name that ends in ``.old``; where a file system has no hard
+        links, they are not kept. If the block is cancelled, its end is the same.
+        """
+        self._keeps = True
+        try:
+            yield
+        finally:
+            self._keeps = False
+            with trio.move_on_after(_GRACE, shield=True):
+                await self._worker.run_abort(self._drop_earlier)
 
     async def begin(self) -> None:
         """Open the data file under its temporary name.
@@ -120,8 +146,8 @@ class FileSink:
         """End a call that is under way, and remove every file of this device.
 
         After `finish` the files are removed under their own names, unless another
-        run has replaced them since. Earlier files that they had replaced do not
-        come back.
+        run has replaced them since. Earlier files that they had replaced come back
+        only in a block of `keeping_earlier`.
 
         If cancelled, the call ends all the same, but files may stay.
 
@@ -179,6 +205,7 @@ class FileSink:
         if self._config is not None:
             self._rename(self._config_part, self.config_path, self._config)
         else:
+            self._keep(self.config_path)
             self.config_path.unlink(missing_ok=True)
         self._rename(self._data_part, self.path, data)
         # Locked until here: from now on another run may have the temporary name.
@@ -187,8 +214,30 @@ class FileSink:
 
     def _rename(self, part: Path, final_path: Path, own: FileId) -> None:
         check_replaceable(final_path)
+        self._keep(final_path)
         part.replace(final_path)
         self._placed[final_path] = own
+
+    def _keep(self, path: Path) -> None:
+        if self._keeps:
+            kept = beside(path, f".{secrets.token_hex(4)}.old")
+            with suppress(OSError):
+                os.link(path, kept, follow_symlinks=False)
+                self._earlier[path] = kept
+
+    def _bring_back(self) -> None:
+        for path, kept in self._earlier.items():
+            # Unless another run has put something there since.
+            with suppress(FileExistsError):
+                os.link(kept, path, follow_symlinks=False)
+        if self._earlier:
+            sync_directory(self.path.parent)
+        self._drop_earlier()
+
+    def _drop_earlier(self) -> None:
+        while self._earlier:
+            _, kept = self._earlier.popitem()
+            kept.unlink(missing_ok=True)
 
     def _close(self) -> None:
         if self._fd != _CLOSED:
@@ -197,6 +246,7 @@ class FileSink:
 
     def _remove(self) -> None:
         with ExitStack() as stack:
+            stack.callback(self._bring_back)
             for path, own in self._placed.items():
                 stack.callback(remove_own, path, own)
             # Closed after the others, for until then no other run has these names.

@@ -30,17 +30,13 @@ from ._files import (
 )
 from ._locks import DirectoryLock, lock_directory
 from ._manifest import MANIFEST, Entry, encode_manifest, read_manifest
+from ._snapshot_files import OURS, files_of, remove_left
 from ._worker import Worker
 
 # Cut off long before the 255 bytes that a file system takes, to leave room for
 # the hash and the suffixes.
 _MAX_SLUG: Final = 80
 _HASH_DIGITS: Final = 16
-
-_OURS: Final = re.compile(
-    r"[A-Za-z0-9_.-]+-[0-9a-f]{16}(?:-[0-9a-f]{8})?\.data(?:\.config)?(?:\.part)?"
-)
-"""Names of files that a snapshot makes for its devices."""
 
 _GRACE: Final = 10.0
 """Seconds that a block may take to end which is cancelled."""
@@ -77,6 +73,8 @@ class SnapshotDirectory:
     the earlier files are removed. So if there is a manifest, it describes a whole
     snapshot, whenever a run fails, is killed or loses power; and for a while both
     need room. An `abort` of any device removes the manifest of this snapshot.
+    Data that no manifest names, as a run leaves it that is killed, is removed when
+    the next one begins.
 
     From the first `begin` until `write_manifest`, or until every device that began
     is aborted, the directory is locked: a second run fails in `begin`. `locked`
@@ -244,7 +242,7 @@ class SnapshotDirectory:
         try:
             check_replaceable(self._manifest)
             if held.is_exclusive and self._written is None:
-                _remove_left(self.path)
+                remove_left(self.path)
         except BaseException:
             held.release()
             raise
@@ -275,7 +273,7 @@ class SnapshotDirectory:
     def _replace_manifest(self, entries: list[Entry]) -> None:
         text = encode_manifest(entries)
         new = {name for each in entries for name in (each.data, each.config) if name}
-        replaced = frozenset(_files_of(self.path) or ()) - new
+        replaced = frozenset(files_of(self.path) or ()) - new
         self._keep_earlier()
         part = beside(self._manifest, ".part")
         try:
@@ -331,46 +329,10 @@ class SnapshotDirectory:
         with suppress(OSError):
             self._earlier_manifest.unlink(missing_ok=True)
         for name in self._replaced:
-            if _OURS.fullmatch(name):
+            if OURS.fullmatch(name):
                 with suppress(OSError):
                     (self.path / name).unlink(missing_ok=True)
         self._replaced = frozenset()
-
-
-def snapshot_files(directory: Path) -> list[Path]:
-    """Return the files of the snapshot in *directory*, first its manifest.
-
-    Those that the manifest names, if it can be read, and those that have the names
-    of files of a snapshot: a run that writes another one removes them.
-    """
-    names = _files_of(directory) or set()
-    with suppress(OSError):
-        names |= {each for each in os.listdir(directory) if _OURS.fullmatch(each)}
-    return [directory / MANIFEST, *(directory / name for name in sorted(names))]
-
-
-def _files_of(directory: Path) -> set[str] | None:
-    """Return what the manifest names; None if it cannot be read."""
-    try:
-        entries = read_manifest(directory)
-    except FileNotFoundError:
-        return set()
-    except (OSError, ValueError):
-        return None
-    return {name for each in entries for name in (each.data, each.config) if name}
-
-
-def _remove_left(directory: Path) -> None:
-    """Remove what runs have left that were killed. Nobody else may be writing there."""
-    if (named := _files_of(directory)) is None:
-        return
-    for each in directory.iterdir():
-        if each.name not in named and _OURS.fullmatch(each.name):
-            with suppress(OSError):
-                each.unlink()
-    for suffix in (".old", ".part"):
-        with suppress(OSError):
-            (directory / f"{MANIFEST}{suffix}").unlink(missing_ok=True)
 
 
 def _entry(name: str, device: DeviceResult) -> Entry:
