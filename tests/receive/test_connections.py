@@ -112,13 +112,23 @@ async def test_a_channel_of_this_source_that_cannot_be(
         with pytest.raises(MigrationFailed) as failed:
             async with open_incoming(there, {A: device}) as incoming:
                 source = await ScriptedSource.connect(connect)
-                nursery.start_soon(source.hang_up)
                 await source.begin(A)
                 await trio.sleep(10)
                 bad = await connect()
+
+                async def go_on() -> None:
+                    await source.heard()
+                    for _ in range(4):
+                        await bad.send_all(bytes(1 << 20))
+                        await trio.sleep(0.5)
+                    await bad.aclose()
+                    await source.close()
+
+                nursery.start_soon(go_on)
                 await bad.send_all(first)
                 await incoming.wait_complete()
-        assert trio.current_time() == 10
+        # It is this source's, so it is read until that closes it.
+        assert trio.current_time() == 12
     (fault,) = map(str, failed.value.exceptions)
     assert why in fault
 
@@ -166,7 +176,7 @@ async def test_a_channel_of_another_source_is_read_and_does_no_harm(
         await stranger.send_all(b"more")
 
 
-async def test_what_was_refused_is_what_is_missing(autojump_clock: MockClock) -> None:
+async def test_missing_channel_was_refused(autojump_clock: MockClock) -> None:
     """Not 30 s later, while the guest stands still, and with the reason."""
     connect, there = link()
     async with trio.open_nursery() as nursery:
@@ -189,8 +199,8 @@ async def test_what_was_refused_is_what_is_missing(autojump_clock: MockClock) ->
         assert trio.current_time() == 101
     (fault,) = map(str, failed.value.exceptions)
     assert fault == (
-        f"waiting for {A}: packet 1; what was refused is a channel of another machine,"
-        " 616e6f74-6865-7220-6d61-6368696e6521"
+        f"waiting for {A}: packet 1; a channel was refused: a channel of another"
+        " machine, 616e6f74-6865-7220-6d61-6368696e6521"
     )
 
 
@@ -200,19 +210,22 @@ async def test_a_first_channel_of_unknown_version(autojump_clock: MockClock) -> 
     async with trio.open_nursery() as nursery:
         with pytest.raises(MigrationFailed) as failed:
             async with open_incoming(there, {A: SimulatedSink()}) as incoming:
-                source = await ScriptedSource.connect(connect, channels=0)
-                nursery.start_soon(source.hang_up)
+                main = await connect()
                 bad = await connect()
                 await bad.send_all(BAD_VERSION)
+                source = ScriptedSource(main, [bad])
+                nursery.start_soon(source.hang_up)
                 await source.begin(A)
                 await source.switch_over()
                 await incoming.wait_complete()
         assert trio.current_time() == 1
     (fault,) = map(str, failed.value.exceptions)
-    assert "what was refused is initial packet of unknown version 2" in fault
+    assert "a channel was refused: initial packet of unknown version 2" in fault
 
 
-async def test_so_many_are_read(autojump_clock: MockClock) -> None:
+async def test_refused_channels_that_are_too_many_are_closed(
+    autojump_clock: MockClock,
+) -> None:
     connect, there = link()
     async with open_incoming(there, {A: SimulatedSink()}) as incoming:
         source = await ScriptedSource.connect(connect)

@@ -149,7 +149,9 @@ async def test_channels_are_read_until_the_source_closes_them(
     assert trio.current_time() == 10 + 3
 
 
-async def test_after_a_cancel_from_outside_too(autojump_clock: MockClock) -> None:
+async def test_channels_are_read_after_a_cancel_from_outside(
+    autojump_clock: MockClock,
+) -> None:
     """A second cancel changes nothing."""
     connect, there = link()
     async with trio.open_nursery() as nursery:
@@ -169,7 +171,7 @@ async def test_after_a_cancel_from_outside_too(autojump_clock: MockClock) -> Non
     assert incoming.result().errors == ()
 
 
-async def test_a_mistake_of_ours_or_of_a_callback_too(
+async def test_channels_are_read_after_an_error_in_before_shut(
     autojump_clock: MockClock,
 ) -> None:
     async def refuse(_: object) -> None:
@@ -204,7 +206,7 @@ async def test_no_source_is_waited_for_longer_than_5_s(
     assert busy.broken == [5, 5]
 
 
-async def test_it_waits_for_no_device(autojump_clock: MockClock) -> None:
+async def test_parting_waits_for_no_device(autojump_clock: MockClock) -> None:
     """One that has to be aborted to end its call, and takes its time even then."""
     sink = SimulatedSink(hangs_in="write", seconds_after_abort=7)
     async with failing(sinks={A: sink}) as (_, busy):
@@ -217,7 +219,9 @@ async def test_it_waits_for_no_device(autojump_clock: MockClock) -> None:
     assert trio.current_time() == 1 + 10 + 7
 
 
-async def test_it_waits_for_no_write_of_main_s_data(autojump_clock: MockClock) -> None:
+async def test_parting_waits_for_no_write_of_main_s_data(
+    autojump_clock: MockClock,
+) -> None:
     """Which main's own task has under way."""
     sink = SimulatedSink(hangs_in="write")
     async with failing(sinks={A: sink}) as (_, busy):
@@ -242,20 +246,31 @@ async def test_closed_before_a_device_has_ended(autojump_clock: MockClock) -> No
 async def test_a_source_that_takes_no_word(autojump_clock: MockClock) -> None:
     """It has half a second for that, while its channels are read already."""
     connect, there = link(window=1)
+    read: list[float] = []
+    broke: list[float] = []
     async with trio.open_nursery() as nursery:
         with pytest.raises(MigrationFailed):
             async with open_incoming(there, {A: SimulatedSink()}) as incoming:
                 source = await ScriptedSource.connect(connect, channels=1)
                 await source.begin(A, return_path=True)
                 await incoming.devices[A].state.wait_value(DeviceState.SETUP)
-                nursery.start_soon(
-                    source.packets, 0, data_packet(A, 5), data_packet(A, 5)
-                )
+
+                async def go_on() -> None:
+                    packets = [data_packet(A, 5), data_packet(A, 5), bytes(100)]
+                    await source.packets(0, *packets)
+                    read.append(trio.current_time())
+                    with pytest.raises(trio.BrokenResourceError):
+                        while True:
+                            await source.main.send_all(b"x")
+                            await trio.sleep(0.1)
+                    broke.append(trio.current_time())
+
+                nursery.start_soon(go_on)
                 await incoming.wait_complete()
         assert trio.current_time() == PATIENCE
-        with pytest.raises(trio.BrokenResourceError):
-            await source.main.send_all(b"x")
         await source.close()
+    assert read == [0]
+    assert broke == [pytest.approx(0.5, abs=0.11)]
 
 
 @pytest.mark.parametrize("ended", [False, True])
@@ -309,7 +324,9 @@ async def late_connections(
     return streams
 
 
-async def test_connections_from_the_queue(autojump_clock: MockClock) -> None:
+async def test_late_connections_while_a_channel_is_open(
+    autojump_clock: MockClock,
+) -> None:
     """While a channel is open: a channel of this source is read, a main is reset.
 
     A channel of another source is none of ours, and not waited for.
@@ -345,7 +362,7 @@ async def test_connections_from_the_queue(autojump_clock: MockClock) -> None:
                     for stream in (other, silent):
                         with pytest.raises(trio.BrokenResourceError):
                             await stream.receive_some()
-                    assert left_at < trio.current_time() < left_at + 1
+                    assert left_at <= trio.current_time() < left_at + 1
 
                 nursery.start_soon(come_late)
                 await source.packets(0, data_packet(A, 5), data_packet(A, 5))
@@ -353,7 +370,9 @@ async def test_connections_from_the_queue(autojump_clock: MockClock) -> None:
         assert trio.current_time() < 2.5
 
 
-async def test_all_connections_wait_in_the_queue(autojump_clock: MockClock) -> None:
+async def test_fault_while_all_connections_wait_in_the_queue(
+    autojump_clock: MockClock,
+) -> None:
     """The fault is in what main has sent before anybody looked."""
     connect, there = link()
     source = await ScriptedSource.connect(connect, channels=4)
@@ -398,7 +417,7 @@ async def test_two_sessions_in_turn_on_one_listener(autojump_clock: MockClock) -
     assert connected.is_set()
 
 
-async def test_beneath_tls() -> None:
+async def test_channels_are_read_beneath_tls() -> None:
     """Also of a channel in the middle of its handshake, which is finished first."""
     ca = trustme.CA()
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -472,3 +491,33 @@ async def _go_on(source: ScriptedSource, late: trio.abc.Stream, wire: _Slow) -> 
     for channel in (*source.channels, late):
         await trio.aclose_forcefully(channel)
     await trio.aclose_forcefully(source.main)
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+async def test_silent_stranger_is_not_waited_for(
+    autojump_clock: MockClock, secure: bool
+) -> None:
+    """Nor is anybody accepted meanwhile, whose own session may be the next one."""
+    connect, there = link()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) if secure else None
+    with trio.move_on_after(10):
+        async with open_incoming(
+            there, {A: SimulatedSink()}, ssl_context=context
+        ) as incoming:
+            await connect()
+            await incoming.wait_complete()
+    assert trio.current_time() == 10
+
+
+async def test_silent_stranger_beside_main_costs_half_a_second(
+    autojump_clock: MockClock,
+) -> None:
+    """It might have been a channel that is about to say so."""
+    connect, there = link()
+    with trio.move_on_after(10):
+        async with open_incoming(there, {A: SimulatedSink()}) as incoming:
+            source = await ScriptedSource.connect(connect, channels=0)
+            await source.begin(A)
+            await connect()
+            await incoming.wait_complete()
+    assert trio.current_time() == 10.5

@@ -41,7 +41,8 @@ class Stop:
             return
         ending = self.tasks.cancel_called or any(map(_is_end, self.faults))
         if ending and _is_end(fault):
-            # Connections go down together, and the first to be noticed says it all.
+            # After a cancel connections end because of it; after the end of one, the
+            # others end with it, and the first to be noticed says it all.
             log.info("after the end: %s", fault)
         else:
             log.debug("fault: %s", fault)

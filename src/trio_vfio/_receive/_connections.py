@@ -10,6 +10,7 @@ import errno
 import math
 import ssl
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final, final
 from uuid import UUID
 
@@ -30,6 +31,7 @@ from ._channel import receive_channel
 from ._first_bytes import NotAPeerError, first_bytes, origin_of
 from ._main import MainChannel
 from ._parting import Parting, discard
+from ._refused import RefusedChannels, RefusedError
 from ._return_path import SHUT_GRACE
 from ._router import Channel
 from ._session import LINGER, Session
@@ -43,22 +45,11 @@ MAX_HANDSHAKES: Final = 512
 """Connections that may be about to say what they are. More are dropped."""
 
 _TURNS: Final = 3
-"""Of Trio's loop, for a connection that waits to be accepted."""
+"""How often Trio comes round until a connection that waits is accepted."""
 
-_TO_SAY_WHAT_IT_IS: Final = 1.0
-"""Seconds that a connection has for that when the migration has failed."""
-
-
-_REFUSED_PATIENCE: Final = 1.0
-"""Seconds that a source may be silent after its guest has stopped, where a channel was
-refused that may be its own."""
-
-_MOST_REFUSED: Final = 64
-"""Channels that are refused and stay open."""
-
-
-class _RefusedError(Exception):
-    """A multifd channel, but none of this migration as far as can be known."""
+_TO_SAY_WHAT_IT_IS: Final = 0.5
+"""Seconds that a connection has for that when the migration has failed, if no channel
+is open."""
 
 
 @final
@@ -80,21 +71,24 @@ class Connections:
     )
     """Those that have said that they are a multifd channel."""
     _others: AsyncValue[int] = attrs.field(init=False)
-    """Connections that are not main, or not yet, and whose task runs."""
-    _refused: int = attrs.field(default=0, init=False)
-    """How many channels were refused."""
+    """How many connections are served that are not main, or not yet."""
+    _channels: AsyncValue[int] = attrs.field(init=False)
+    """How many of them have said that they are a multifd channel."""
+    _refused: RefusedChannels = attrs.field(init=False)
     _admitted: int = attrs.field(default=0, init=False)
     """How many connections have come."""
     _accepting: list[trio.CancelScope] = attrs.field(
         factory=list[trio.CancelScope], init=False
     )
-    """Of the tasks that wait for connections."""
+    """The scopes of the tasks that wait for connections."""
     _parting: Parting = attrs.field(factory=Parting, init=False)
     _uuid: bytes | None = attrs.field(default=None, init=False)
     _main: MainChannel | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._others = AsyncValue(0)
+        self._channels = AsyncValue(0)
+        self._refused = RefusedChannels(self.session)
 
     async def serve(self) -> None:
         """Serve connections until the migration is complete and they are closed.
@@ -106,20 +100,22 @@ class Connections:
         try:
             await self._serve_all()
         finally:
-            if not self.session.stop.completed:
-                # Also if it was somebody else: what ends from now on is no fault.
-                self.session.stop.tasks.cancel(reason="the migration was cancelled")
-                with trio.CancelScope(shield=True):
-                    await self._part()
-            self._parting.end()
-            self._stop_accepting()
+            try:
+                if not self.session.stop.completed:
+                    # Whoever has cancelled it: what ends from now on is no fault.
+                    self.session.stop.tasks.cancel(reason="the migration was cancelled")
+                    with trio.CancelScope(shield=True):
+                        await self._part()
+            finally:
+                self._parting.end()
+                self._stop_accepting()
 
     async def close(self) -> None:
         """Close all connections that were accepted. Waits for no peer."""
         completed = self.session.stop.completed
         # Without the shield a cancel would end the loop at the first of them.
         with trio.CancelScope(shield=True):
-            for stream in self._accepted:
+            for stream in [*self._accepted]:
                 if not completed:
                     await self._break_off(stream)
                     continue
@@ -168,7 +164,10 @@ class Connections:
         async with trio.open_nursery() as nursery:
             for listener in self.listeners:
                 nursery.start_soon(self._accept_late, listener)
-            await self._others.wait_value(0)
+            # What has not said what it is in that time is not waited for any longer.
+            with trio.move_on_after(_TO_SAY_WHAT_IT_IS):
+                await self._others.wait_value(0)
+            await self._channels.wait_value(0)
             nursery.cancel_scope.cancel(reason="the source has left")
 
     async def _accept_late(self, listener: trio.abc.Listener[trio.abc.Stream]) -> None:
@@ -177,10 +176,12 @@ class Connections:
         To wait in `accept` would take what comes when the source has left, and that is
         for the next session.
         """
-        while True:
-            await trio.sleep(_ACCEPT_PAUSE)
-            with trio.move_on_after(_ACCEPT_PAUSE / 10):
-                await self._accept(listener)
+        # What is wrong with a listener does not matter any more.
+        with suppress(OSError):
+            while self._channels.value:
+                await trio.sleep(_ACCEPT_PAUSE)
+                with trio.move_on_after(_ACCEPT_PAUSE / 10):
+                    await self._accept(listener)
 
     def _stop_accepting(self) -> None:
         for scope in self._accepting:
@@ -190,9 +191,12 @@ class Connections:
         await self.session.activity.main_came.wait()
         assert self._main is not None
         await self._main.last_word_is_out()
-        if self._main.stream in self._accepted:
+        if self.session.stop.completed:
+            # The cancel came too late: the source was told of success.
+            self._parting.end()
+        elif self._main.stream in self._accepted:
             await self._break_off(self._main.stream)
-        elif self._multifd:
+        elif self._channels.value:
             # It is the caller's to close, and a source that is stuck here stays so.
             with self._parting.shielded():
                 await discard(self._main.stream)
@@ -259,17 +263,17 @@ class Connections:
         try:
             await self.session.guard(self._receive, stream)
         finally:
-            if stream in self._multifd and self.session.is_failing():
-                with self._parting.shielded():
-                    await discard(stream)
+            if stream in self._multifd:
+                if self.session.is_failing():
+                    with self._parting.shielded():
+                        await discard(stream)
+                self._channels.value -= 1
             self._others.value -= 1
 
     async def _receive(self, stream: trio.abc.Stream) -> None:
         """Find out what *stream* is, and receive it if it is a channel."""
         channel = None
-        # A source that is there says it at once, but a handshake takes some turns.
-        patience = math.inf if is_secure(stream) else _TO_SAY_WHAT_IT_IS
-        with self._parting.shielded(patience):
+        with self._parting.shielded():
             channel = await self._identify(stream)
         await trio.lowlevel.checkpoint_if_cancelled()
         router = self.session.router
@@ -277,6 +281,8 @@ class Connections:
         router.check_progress()
         if channel is not None:
             await self._receive_channel(stream, channel)
+        elif stream in self._multifd:
+            await discard(stream)
 
     async def _identify(self, stream: trio.abc.Stream) -> Channel | None:
         """Find out what *stream* is: main gets its task, what is no peer is closed.
@@ -291,9 +297,11 @@ class Connections:
             return self._recognize(stream, first)
         except NotAPeerError as error:
             self.session.dropped.add(origin, str(error))
-        except _RefusedError as error:
+        except RefusedError as error:
             self.session.dropped.add(origin, str(error))
-            if self._keep_refused(stream, str(error)):
+            self._refused.add(str(error))
+            # One that may be this source's is read by its own task.
+            if stream in self._multifd or self._refused.keep(stream):
                 return None
         except (
             trio.BrokenResourceError,
@@ -316,8 +324,7 @@ class Connections:
         if session.stop.completed:
             raise NotAPeerError("the migration is complete")
         if len(first) == INITIAL_SIZE:
-            channel = self._new_channel(first)
-            self._multifd.append(stream)
+            channel = self._new_channel(stream, first)
             session.activity.connection_came(is_main=False)
             return channel
         if self._main is not None:
@@ -328,7 +335,7 @@ class Connections:
         session.spawn(self._main.receive, first)
         return None
 
-    def _new_channel(self, first: bytes) -> Channel:
+    def _new_channel(self, stream: trio.abc.Stream, first: bytes) -> Channel:
         """Open the channel that *first* is the initial packet of.
 
         Raises:
@@ -336,7 +343,10 @@ class Connections:
         """
         uuid = InitialPacket.uuid_of(first)
         if self._uuid not in (None, uuid):
-            raise _RefusedError(f"a channel of another machine, {UUID(bytes=uuid)}")
+            raise RefusedError(f"a channel of another machine, {UUID(bytes=uuid)}")
+        # Whatever is wrong with it: this source may be sending over it.
+        self._multifd.append(stream)
+        self._channels.value += 1
         channels = self.session.router.channels
         try:
             packet = InitialPacket.decode_untrusted(first)
@@ -345,32 +355,11 @@ class Connections:
         except PeerProtocolError as error:
             if self._uuid is None or self._parting.has_begun:
                 # It may be anybody's, or the migration has failed already.
-                raise _RefusedError(str(error)) from error
+                raise RefusedError(str(error)) from error
             raise
         self._uuid = uuid
         self.session.trace("multifd_recv_new_channel", packet.channel_id)
         return self.session.router.open_channel(packet.channel_id)
-
-    def _keep_refused(self, stream: trio.abc.Stream, why: str) -> bool:
-        """Have *stream* read while the session lasts: its source may not bear a close.
-
-        Returns: False if there are too many already.
-        """
-        if self._refused == _MOST_REFUSED:
-            return False
-        if self._refused == 0:
-            self.session.spawn(self._watch_refused, why)
-        self._refused += 1
-        self.session.spawn(discard, stream)
-        return True
-
-    async def _watch_refused(self, why: str) -> None:
-        """Fail soon if what was refused seems to be what is missing."""
-        activity = self.session.activity
-        await activity.switchover_began.wait()
-        if await activity.silent_for(_REFUSED_PATIENCE, activity.loaded):
-            waiting_for = self.session.router.waiting_for()
-            raise PeerProtocolError(f"{waiting_for}; what was refused is {why}")
 
     async def _receive_channel(self, stream: trio.abc.Stream, channel: Channel) -> None:
         session = self.session

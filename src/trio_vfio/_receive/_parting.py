@@ -28,13 +28,12 @@ _READ_SIZE: Final = 256 * 1024
 @final
 @attrs.define(eq=False)
 class Parting:
-    """When it began, and what it keeps from being cancelled until it ends."""
+    """The time in which a migration that has failed lets go of its source."""
 
     _until: float = attrs.field(default=math.inf, init=False)
-    _shields: dict[trio.CancelScope, float] = attrs.field(
-        factory=dict[trio.CancelScope, float], init=False
+    _shields: list[trio.CancelScope] = attrs.field(
+        factory=list[trio.CancelScope], init=False
     )
-    """With the seconds that each may go on when the parting has begun."""
 
     @property
     def has_begun(self) -> bool:
@@ -44,8 +43,8 @@ class Parting:
     def begin(self) -> None:
         """The migration has failed. All shields now have a deadline."""
         self._until = trio.current_time() + PATIENCE
-        for scope, patience in self._shields.items():
-            scope.deadline = self._deadline(patience)
+        for scope in self._shields:
+            scope.deadline = self._until
 
     def end(self) -> None:
         """End what the shields protect, also where there was nothing to part from."""
@@ -54,24 +53,14 @@ class Parting:
             scope.cancel(reason="the session is over")
 
     @contextmanager
-    def shielded(self, patience: float = math.inf) -> Generator[None]:
-        """Keep the block from cancels, until it ends or the parting does.
-
-        Args:
-          patience: seconds that it may go on when the parting has begun; inf: all of it.
-        """
-        with trio.CancelScope(shield=True) as scope:
-            self._shields[scope] = patience
-            scope.deadline = self._deadline(patience)
+    def shielded(self) -> Generator[None]:
+        """Keep the block from cancels, until it ends or the parting does."""
+        with trio.CancelScope(shield=True, deadline=self._until) as scope:
+            self._shields.append(scope)
             try:
                 yield
             finally:
-                del self._shields[scope]
-
-    def _deadline(self, patience: float) -> float:
-        if not self.has_begun:
-            return math.inf
-        return min(self._until, trio.current_time() + patience)
+                self._shields.remove(scope)
 
 
 async def discard(stream: trio.abc.Stream) -> None:

@@ -58,6 +58,12 @@ class Channel:
         )
 
     @property
+    def inside_packet(self) -> bool:
+        """Whether it is open and has brought a part of a packet."""
+        decoder = self.decoder
+        return decoder is not None and decoder.inside_packet and not self.ended
+
+    @property
     def is_stuck(self) -> bool:
         """Whether it waits for room that is not there."""
         if self.paused_at is None:
@@ -262,11 +268,10 @@ class Router:
             return "no main channel has come"
         what = [] if self.main_ended else ["the end of main"]
         for channel in self.channels.values():
-            decoder = channel.decoder
             if channel.paused_at is not None:
                 what.append(f"{channel.name}: room for {channel.paused_at[1]}")
-            elif decoder is not None and decoder.inside_packet and not channel.ended:
-                at = decoder.packet_offset
+            elif channel.inside_packet and channel.decoder is not None:
+                at = channel.decoder.packet_offset
                 what.append(f"{channel.name}: the rest of the packet at byte {at}")
         for device in self.devices.values():
             if device.calls.running is not None:

@@ -160,7 +160,7 @@ def _test(suite: Suite, machine: Machine, pytest: Sequence[str]) -> int:
         *("python3", "-m", "pytest", "-o", f"testpaths={_TESTS}"),
         *("-o", f"addopts={_OPTIONS}"),
         # Where processors are emulated, everything takes its time.
-        *("-o", "timeout=180", "-o", "faulthandler_timeout=170"),
+        *("-o", "timeout=180"),
         f"--color={'yes' if terminal else 'no'}",
         *suite.pytest,
         *pytest,
