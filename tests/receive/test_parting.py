@@ -245,7 +245,8 @@ async def test_closed_before_a_device_has_ended(autojump_clock: MockClock) -> No
 
 async def test_a_source_that_takes_no_word(autojump_clock: MockClock) -> None:
     """It has half a second for that, while its channels are read already."""
-    connect, there = link(window=1)
+    # Its answer to the PING fits, and nothing behind it.
+    connect, there = link(window={"main": 8})
     read: list[float] = []
     broke: list[float] = []
     async with trio.open_nursery() as nursery:
