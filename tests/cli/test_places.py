@@ -236,8 +236,7 @@ def command_line(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "trio_vfio", *arguments]
 
 
-@pytest.mark.parametrize("number", [1, 3])
-@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize(("number", "as_json"), [(1, False), (3, True)])
 def test_load_to_stdout_says_the_result_on_stderr(
     here: Path, number: int, as_json: bool
 ) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.forms import form
 from tests.mutants.mutants import Patch
 from trio_vfio._cli import _simulate
 from trio_vfio._cli._main import group, run_command
@@ -110,7 +111,13 @@ def test_mistakes_in_what_is_asked_for(
     assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    form(
+        short=[signal.SIGINT, signal.SIGHUP],
+        long=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP],
+    ),
+)
 def test_signal_ends_it_with_what_was_done(number: signal.Signals) -> None:
     """No worker is left, as whoever has the pipe to it would know."""
     words = ("--seeds", "0:1000000", *SMALL, "--jobs", "2")

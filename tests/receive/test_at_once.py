@@ -239,7 +239,7 @@ async def test_a_cancel_waits_for_it(
 ) -> None:
     """It is a write of the device's, whoever does it."""
     # The device's own thread sees that it was cancelled when this has passed.
-    monkeypatch.setattr(_loader, "PATIENCE", 1.5)
+    monkeypatch.setattr(_loader, "PATIENCE", 0.5)
     writes.fd = memfd
     sink = Sink(FdSink(memfd))
     ended = trio.Event()
