@@ -265,8 +265,8 @@ class Connections:
         finally:
             if stream in self._multifd:
                 if self.session.is_failing():
-                    with self._parting.shielded():
-                        await discard(stream)
+                    with self._parting.shielded():  # which has a deadline
+                        await discard(stream)  # noqa: ASYNC102
                 self._channels.value -= 1
             self._others.value -= 1
 
