@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import subprocess
 from collections.abc import Generator
 from typing import Any
@@ -34,6 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # Tests start more than a hundred processes. Without bytecode on disk, each of them
     # compiles the package again, which is a quarter of its start-up.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    # Under nohup it is ignored, and so it would be in every process that a test starts.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     # Before test modules are imported, because they choose their parameters by it.
     if config.getoption("long"):
         use_long_form()
