@@ -302,8 +302,13 @@ async def test_late_abort_leaves_files_that_another_sink_has_made(
     assert content(tmp_path) == {}
 
 
-def statuses(directory: Path) -> dict[str, os.stat_result]:
-    return {each.name: each.lstat() for each in directory.iterdir()}
+def statuses(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Return what files are; to follow a link may change when it was accessed."""
+    found = {each.name: each.lstat() for each in directory.iterdir()}
+    return {
+        name: (each.st_ino, each.st_mode, each.st_size, each.st_mtime_ns)
+        for name, each in found.items()
+    }
 
 
 def make_fifo(path: Path) -> None:
