@@ -63,6 +63,13 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+@pytest.fixture
+def running_clock(mock_clock: Any) -> Any:
+    """Return a clock of real time that can jump: a `trio.testing.MockClock`."""
+    mock_clock.rate = 1
+    return mock_clock
+
+
 @pytest.fixture(scope="session")
 def warm_popen() -> Generator[type[subprocess.Popen[Any]]]:
     """Return a `subprocess.Popen` whose commands and examples need not import."""

@@ -217,7 +217,7 @@ def test_descriptor_that_is_not_open_is_refused(here: Path, capsys: Captured) ->
         assert f"no descriptor {fd} is open" in line
 
 
-def test_what_may_be_shared(
+def test_source_files_and_dev_null_may_be_shared(
     here: Path, capsys: Captured, opened: Callable[[str, int], int]
 ) -> None:
     """Files that are only read; what takes everything and keeps nothing."""

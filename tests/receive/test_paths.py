@@ -45,7 +45,7 @@ from trio_vfio.testing import (
     state_packets,
 )
 
-from ..send.paths import KINDS, THREADED, Path, path_of
+from ..send.paths import KINDS, THREADED, Path, go_on, path_of
 
 KIB, MIB = 1 << 10, 1 << 20
 A, B, C = "0000:00:04.0/vfio", "0000:00:05.0/vfio", "0000:00:06.0/vfio"
@@ -62,21 +62,6 @@ async def path(
         yield path
         for stream in path.opened:
             await trio.aclose_forcefully(stream)
-
-
-@pytest.fixture
-def running_clock(mock_clock: MockClock) -> MockClock:
-    """A clock of real time that can jump."""
-    mock_clock.rate = 1
-    return mock_clock
-
-
-async def go_on(clock: MockClock) -> None:
-    """Let time pass until something happens."""
-    while True:
-        clock.jump(5)
-        # A call that was under way at the jump counts as an event.
-        await trio.sleep(0.01)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typing import Any, Final
 import attrs
 import trio
 import trustme
+from trio.testing import MockClock
 
 from trio_vfio.testing import link
 
@@ -21,6 +22,14 @@ THREADED: Final = ("tcp", "unix")
 
 # Less than a packet, so that a peer that takes nothing is noticed soon.
 _BUFFER: Final = 64 * 1024
+
+
+async def go_on(clock: MockClock) -> None:
+    """Let a clock that runs jump on, until a deadline ends this."""
+    while True:
+        clock.jump(5)
+        # A call that was under way at the jump counts as an event.
+        await trio.sleep(0.01)
 
 
 @attrs.define(eq=False)

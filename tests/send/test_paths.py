@@ -42,7 +42,7 @@ from trio_vfio._wire._multifd import INITIAL_SIZE
 from trio_vfio._wire._return_path import pong, shut
 from trio_vfio.testing import SimulatedSource
 
-from .paths import KINDS, THREADED, Path, path_of
+from .paths import KINDS, THREADED, Path, go_on, path_of
 
 KIB, MIB = 1 << 10, 1 << 20
 A, B = "0000:00:04.0/vfio", "0000:00:05.0/vfio"
@@ -55,21 +55,6 @@ async def path(
 ) -> AsyncGenerator[Path]:
     async with path_of(request.param, tmp_path) as path:
         yield path
-
-
-@pytest.fixture
-def running_clock(mock_clock: MockClock) -> MockClock:
-    """A clock of real time that can jump."""
-    mock_clock.rate = 1
-    return mock_clock
-
-
-async def go_on(clock: MockClock) -> None:
-    """Let time pass until something happens."""
-    while True:
-        clock.jump(5)
-        # A call that was under way at the jump counts as an event.
-        await trio.sleep(0.01)
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def devices(*, as_json: bool) -> int:
         click.echo(json.dumps({"devices": rows}))
     else:
         _print(found)
-    # What is printed is all that this command is for.
+    # This command only prints, so a lost result is its failure.
     return int(is_result_lost())
 
 

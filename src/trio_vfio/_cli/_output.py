@@ -39,8 +39,8 @@ _REFILL: Final = 0.1
 class LossyWriter:
     """Writes diagnostics to a descriptor, and drops what is not taken in time.
 
-    A reader that is slow costs the migration a tenth of its time, and one that has
-    stopped costs it `_PATIENCE` once. A reader that goes on is told how much is missing.
+    A slow reader costs the migration a tenth of its time. A reader that has stopped
+    costs it `_PATIENCE` once; if it reads on, it is told how much is missing.
     """
 
     fd: int
